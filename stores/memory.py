@@ -1,0 +1,85 @@
+"""A dict as a store: for tests, and for a demo in one process."""
+
+from __future__ import annotations
+
+import threading
+
+from tieredsession.contracts import Observer, Record, Saved, Swept
+from tieredsession.errors import Conflict, Gone
+from tieredsession.events import TokenRefused
+from tieredsession.options import StoreOptions
+from tieredsession.tokens import SessionIds
+
+
+class MemorySessionStore:
+    """Sessions in a dict of this process. They end with it."""
+
+    revocable = True
+
+    def __init__(self, ids: SessionIds, observer: Observer | None = None) -> None:
+        self._ids = ids
+        self._observer = observer
+        self._records: dict[str, Record] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_options(cls, options: StoreOptions) -> MemorySessionStore:
+        if options.url is not None:
+            raise options.url.error("is set, but MemorySessionStore lives in this process")
+        return cls(options.ids, options.observer)
+
+    def load(self, token: str, now: float) -> Record | None:
+        key = self._ids.key(token)
+        record = None if key is None else self._records.get(key)
+        if record is not None and record.expires > now:
+            return record
+        if self._observer is not None:
+            if key is None:
+                reason = self._ids.refusal(token)
+            else:
+                reason = "unknown" if record is None else "expired"
+            self._observer(TokenRefused(reason, session=self._ids.label(token)))
+        return None
+
+    def create(self, record: Record, now: float) -> Saved:
+        token, key = self._ids.mint()
+        self._records[key] = record._replace(version=1)
+        return Saved(token, 1)
+
+    def update(self, token: str, record: Record, now: float) -> Saved:
+        with self._lock:
+            key = self._live(self._ids.key(token), now, record.version)
+            self._records[key] = record._replace(version=record.version + 1)
+        return Saved(token, record.version + 1)
+
+    def delete(self, token: str, now: float, version: int | None = None) -> None:
+        key = self._ids.key(token)
+        with self._lock:
+            if version is not None:
+                self._live(key, now, version)
+            if key is not None:
+                self._records.pop(key, None)
+
+    def label(self, token: str) -> str | None:
+        return self._ids.label(token)
+
+    def sweep(self, now: float, limit: int, after: str | None = None) -> Swept:
+        with self._lock:
+            keys = [key for key, record in self._records.items() if record.expires <= now]
+            for key in keys[:limit]:
+                del self._records[key]
+        deleted = min(len(keys), limit)
+        return Swept(deleted, deleted, None, done=len(keys) <= limit)
+
+    def __len__(self) -> int:
+        """How many sessions are held, expired ones included."""
+        return len(self._records)
+
+    def _live(self, key: str | None, now: float, version: int) -> str:
+        """The key, if a live session stands under it at this version."""
+        current = None if key is None else self._records.get(key)
+        if key is None or current is None or current.expires <= now:
+            raise Gone("the session has ended")
+        if current.version != version:
+            raise Conflict(current)
+        return key

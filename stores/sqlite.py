@@ -1,0 +1,261 @@
+"""One SQLite file as a store: the embedded default for a laptop, a demo or one machine.
+
+Every call is one statement, so every call is atomic between threads and processes:
+``UPDATE ... WHERE version = ?`` is at once the write, the lost-update check and the check
+that a dead session stays dead. The file is in WAL mode (readers do not wait for a writer)
+and synced at each commit, so an acknowledged logout survives a power cut;
+``?synchronous=normal`` trades that for speed.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import deque
+from typing import Any, NoReturn
+
+from tieredsession.contracts import Observer, Record, Saved, Swept
+from tieredsession.envelope import Envelope, Refused
+from tieredsession.errors import Conflict, Gone, StoreError, StoreUnavailable
+from tieredsession.events import TokenRefused
+from tieredsession.options import StoreOptions
+from tieredsession.tokens import SessionIds
+
+SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x74737373  # "tsss", so that no other database is taken for ours
+
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS sessions (
+    key TEXT NOT NULL PRIMARY KEY,
+    version INTEGER NOT NULL,
+    expires INTEGER NOT NULL,
+    data BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sessions_by_expiry ON sessions (expires);
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+
+
+class SQLiteSessionStore:
+    """Sessions in one SQLite file, safe under several threads and processes.
+
+    Args:
+        path: the file; it is created, readable by its owner alone.
+        ids: mints and checks tokens.
+        envelope: seals the records.
+        observer: is told why a token was refused.
+        timeout: seconds to wait for another process's lock.
+        synchronous: ``"full"`` or ``"normal"``, as in SQLite's pragma.
+
+    Raises:
+        StoreError: the file is not a session database, is of a newer release, is full,
+            read-only or corrupt. The message names the file and the cause.
+        StoreUnavailable: it stayed locked for *timeout* seconds.
+    """
+
+    revocable = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        ids: SessionIds,
+        envelope: Envelope,
+        observer: Observer | None = None,
+        *,
+        timeout: float = 2.0,
+        synchronous: str = "full",
+    ) -> None:
+        self._path = os.path.abspath(path)
+        self._ids = ids
+        self._envelope = envelope
+        self._observer = observer
+        self._timeout = timeout
+        self._synchronous = synchronous
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._pid = os.getpid()
+        try:
+            self._prepare()
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed(error) from error
+
+    @classmethod
+    def from_options(cls, options: StoreOptions) -> SQLiteSessionStore:
+        """Read ``SESSION_STORE_URL``: ``sqlite:///relative`` or ``sqlite:////absolute``."""
+        url = options.url
+        if url is None:
+            return cls("sessions.sqlite3", options.ids, options.record_envelope, options.observer)
+        if url.scheme != "sqlite" or url.hosts or len(url.path) < 2:
+            raise url.error("is not of the form sqlite:///file")
+
+        def parse_synchronous(text: str) -> str:
+            if text not in ("full", "normal"):
+                raise ValueError("full or normal")
+            return text
+
+        timeout = url.seconds("timeout", 2.0)
+        synchronous = url.option("synchronous", "full", parse_synchronous)
+        url.finish()
+        return cls(
+            url.path[1:],
+            options.ids,
+            options.record_envelope,
+            options.observer,
+            timeout=timeout,
+            synchronous=synchronous,
+        )
+
+    # -- SessionStore -----------------------------------------------------------------
+
+    def load(self, token: str, now: float) -> Record | None:
+        key = self._ids.key(token)
+        if key is None:
+            record, reason = None, self._ids.refusal(token)
+        else:
+            record, reason = self._read(key, now)
+        if record is None and self._observer is not None:
+            self._observer(TokenRefused(reason, session=self._ids.label(token)))
+        return record
+
+    def create(self, record: Record, now: float) -> Saved:
+        token, key = self._ids.mint()
+        self._run(
+            "INSERT INTO sessions (key, version, expires, data) VALUES (?, 1, ?, ?)",
+            (key, int(record.expires), self._envelope.seal(record, key.encode())),
+        )
+        return Saved(token, 1)
+
+    def update(self, token: str, record: Record, now: float) -> Saved:
+        key = self._ids.key(token)
+        if key is None:
+            raise Gone("the token is not a session")
+        sealed = self._envelope.seal(record, key.encode())
+        _, changed = self._run(
+            "UPDATE sessions SET version = version + 1, expires = ?, data = ?"
+            " WHERE key = ? AND version = ? AND expires > ?",
+            (int(record.expires), sealed, key, record.version, now),
+        )
+        if not changed:
+            self._explain(key, now)
+        return Saved(token, record.version + 1)
+
+    def delete(self, token: str, now: float, version: int | None = None) -> None:
+        key = self._ids.key(token)
+        if version is None:
+            self._run("DELETE FROM sessions WHERE key = ?", (key,))
+            return
+        if key is None:
+            raise Gone("the token is not a session")
+        _, deleted = self._run(
+            "DELETE FROM sessions WHERE key = ? AND version = ? AND expires > ?",
+            (key, version, now),
+        )
+        if not deleted:
+            self._explain(key, now)
+
+    def label(self, token: str) -> str | None:
+        return self._ids.label(token)
+
+    # -- Sweepable --------------------------------------------------------------------
+
+    def sweep(self, now: float, limit: int, after: str | None = None) -> Swept:
+        _, deleted = self._run(
+            "DELETE FROM sessions WHERE key IN"
+            " (SELECT key FROM sessions WHERE expires <= ? ORDER BY expires LIMIT ?)",
+            (now, limit),
+        )
+        return Swept(deleted, deleted, None, done=deleted < limit)
+
+    def close(self) -> None:
+        """Close the idle connections; the store opens others if it is used again."""
+        while self._idle:
+            self._idle.pop().close()
+
+    # -- inside -----------------------------------------------------------------------
+
+    def _read(self, key: str, now: float) -> tuple[Record | None, str]:
+        """The live record under *key*, or why there is none."""
+        row, _ = self._run("SELECT version, data FROM sessions WHERE key = ?", (key,))
+        if row is None:
+            return None, "unknown"
+        version, data = row
+        try:
+            record = self._envelope.open(data, key.encode(), version)
+        except Refused as refused:
+            return None, refused.reason
+        return (record, "") if record.expires > now else (None, "expired")
+
+    def _explain(self, key: str, now: float) -> NoReturn:
+        """Say why a conditional statement met no row."""
+        current, _ = self._read(key, now)
+        if current is None:
+            raise Gone("the session has ended")
+        raise Conflict(current)
+
+    def _run(self, statement: str, parameters: tuple[Any, ...]) -> tuple[Any, int]:
+        """The first row of one *statement*, and how many rows it changed."""
+        try:
+            connection = self._take()
+            try:
+                cursor = connection.execute(statement, parameters)
+                answer = cursor.fetchone(), cursor.rowcount
+            except BaseException:
+                # It may be in the middle of something: it is not used again.
+                connection.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed(error) from error
+        self._idle.append(connection)
+        return answer
+
+    def _take(self) -> sqlite3.Connection:
+        """A connection that nobody else uses."""
+        if os.getpid() != self._pid:
+            # SQLite forbids using a connection after a fork, and closing it there, too.
+            self._abandoned, self._idle = self._idle, deque()
+            self._pid = os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self) -> None:
+        # Sessions are personal data: the file is its owner's alone. SQLite gives its
+        # companions (-wal, -shm) the same mode.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = self._connect()
+        try:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if tables and application != _APPLICATION_ID:
+                raise StoreError(f"the SQLite file {self._path} is not a session database")
+            if version > SCHEMA_VERSION:
+                raise StoreError(
+                    f"the SQLite file {self._path} has schema version {version} and this release "
+                    f"knows {SCHEMA_VERSION}: install the release that wrote it"
+                )
+            if version < SCHEMA_VERSION:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_SCHEMA)
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+
+    def _failed(self, error: Exception) -> StoreError:
+        kind = StoreUnavailable if "locked" in str(error) else StoreError
+        return kind(f"the SQLite file {self._path} cannot be used: {error}")

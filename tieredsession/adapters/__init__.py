@@ -1,0 +1,1 @@
+"""One small module for each framework; import the one that you use."""

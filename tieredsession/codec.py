@@ -1,0 +1,273 @@
+"""Session data to bytes: msgpack with extension types.
+
+What goes in comes out equal and of the same type: the JSON types, bytes, and datetime
+(naive or aware), date, time, timedelta, Decimal, UUID, set, frozenset, tuple, complex and
+integers of any size, nested in any way. Keys of nested dicts may be any of these that
+Python can hash; keys of the session itself are strings. A bytearray or memoryview comes
+back as bytes. Subclasses (an enum, a named tuple, an ordered dict, a markup string) are
+refused, because they would come back as something else.
+
+Decoding is bounded: by the size of the input, which also bounds the items of a container
+(each takes a byte), and by depth: 1024 lists and dicts in the decoder itself, 16 sets and
+tuples. It builds no object but the types above and never guesses: one format, one decoder.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import pickle as pickling
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgpack
+
+from tieredsession.errors import DecodeError, UnstorableError
+
+MAX_BYTES = 1 << 20
+MAX_EXTENSION_DEPTH = 16  # sets and tuples inside one another
+
+# Extension codes of format 1. They are never given a second meaning.
+_DATETIME_UTC = 1
+_DATETIME_NAIVE = 2
+_DATETIME_ZONED = 3
+_DATE = 4
+_TIME = 5
+_TIMEDELTA = 6
+_DECIMAL = 7
+_UUID = 8
+_SET = 9
+_FROZENSET = 10
+_TUPLE = 11
+_COMPLEX = 12
+_BIG_INTEGER = 13
+_PICKLE = 14
+
+_EPOCH = dt.datetime(1970, 1, 1)
+_EPOCH_UTC = _EPOCH.replace(tzinfo=dt.timezone.utc)
+_MICROSECOND = dt.timedelta(microseconds=1)
+
+_ALWAYS_STORABLE = frozenset({bool, int, float, bytes, type(None)})
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+
+
+def _from_int(number: int) -> bytes:
+    return number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _to_int(data: bytes) -> int:
+    return int.from_bytes(data, "big", signed=True)
+
+
+def _pack_datetime(value: dt.datetime) -> msgpack.ExtType:
+    zone = value.tzinfo
+    # The wall clock is what is kept, so that no date near the ends of the calendar and no
+    # hour that a zone has twice or never changes on the way.
+    local = (value.replace(tzinfo=None) - _EPOCH) // _MICROSECOND
+    if zone is None:
+        return msgpack.ExtType(_DATETIME_NAIVE, _from_int(local))
+    if zone is dt.timezone.utc:
+        return msgpack.ExtType(_DATETIME_UTC, _from_int(local))
+    where: str | int
+    if isinstance(zone, ZoneInfo) and zone.key:
+        where = zone.key
+    else:
+        offset = value.utcoffset()
+        if offset is None:
+            raise TypeError("a time zone without an offset")
+        where = offset // _MICROSECOND
+    return msgpack.ExtType(_DATETIME_ZONED, msgpack.packb([local, where, value.fold]))
+
+
+def _unpack_zoned(data: bytes) -> dt.datetime:
+    local, where, fold = msgpack.unpackb(data)
+    value: dt.datetime = _EPOCH + local * _MICROSECOND
+    if isinstance(where, str):
+        return value.replace(tzinfo=ZoneInfo(where), fold=fold)
+    return value.replace(tzinfo=dt.timezone(where * _MICROSECOND))
+
+
+def _pack_time(value: dt.time) -> msgpack.ExtType:
+    if value.tzinfo is not None and value.utcoffset() is None:
+        raise TypeError("a time of day whose zone has no fixed offset")
+    return msgpack.ExtType(_TIME, value.isoformat().encode())
+
+
+_PLAIN_ENCODERS: dict[type, Callable[[Any], msgpack.ExtType]] = {
+    dt.datetime: _pack_datetime,
+    dt.date: lambda v: msgpack.ExtType(_DATE, _from_int(v.toordinal())),
+    dt.time: _pack_time,
+    dt.timedelta: lambda v: msgpack.ExtType(_TIMEDELTA, _from_int(v // _MICROSECOND)),
+    Decimal: lambda v: msgpack.ExtType(_DECIMAL, str(v).encode()),
+    UUID: lambda v: msgpack.ExtType(_UUID, v.bytes),
+    complex: lambda v: msgpack.ExtType(_COMPLEX, struct.pack(">dd", v.real, v.imag)),
+    int: lambda v: msgpack.ExtType(_BIG_INTEGER, _from_int(v)),
+}
+
+_PLAIN_DECODERS: dict[int, Callable[[bytes], Any]] = {
+    _DATETIME_UTC: lambda d: _EPOCH_UTC + _to_int(d) * _MICROSECOND,
+    _DATETIME_NAIVE: lambda d: _EPOCH + _to_int(d) * _MICROSECOND,
+    _DATETIME_ZONED: _unpack_zoned,
+    _DATE: lambda d: dt.date.fromordinal(_to_int(d)),
+    _TIME: lambda d: dt.time.fromisoformat(d.decode()),
+    _TIMEDELTA: lambda d: _to_int(d) * _MICROSECOND,
+    _DECIMAL: lambda d: Decimal(d.decode()),
+    _UUID: lambda d: UUID(bytes=d),
+    _COMPLEX: lambda d: complex(*struct.unpack(">dd", d)),
+    _BIG_INTEGER: _to_int,
+}
+
+_COLLECTION_CODES: dict[type, int] = {set: _SET, frozenset: _FROZENSET, tuple: _TUPLE}
+_COLLECTIONS: dict[int, Callable[[list[Any]], Any]] = {
+    _SET: set,
+    _FROZENSET: frozenset,
+    _TUPLE: tuple,
+}
+
+
+class MsgpackCodec:
+    """The codec of every store.
+
+    Args:
+        pickle: also keep values of any other type by pickling them. Only for stores whose
+            records never leave the server; ``SESSION_PICKLE`` switches it on.
+    """
+
+    def __init__(self, *, pickle: bool = False) -> None:
+        self._pickle = pickle
+        self._local = threading.local()
+        self._ext_hook = self._hook_at(0)
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise ``UnstorableError`` if *value* cannot be kept under *key*."""
+        kind = type(value)
+        if kind in _ALWAYS_STORABLE or (kind is str and value.isascii()):
+            return
+        self.encode({key: value})
+
+    def encode(self, data: Mapping[str, Any]) -> bytes:
+        """The bytes of *data*; the same data gives the same bytes.
+
+        Raises:
+            UnstorableError: a value (its path and type are named), its size or its depth
+                is beyond what a session keeps.
+        """
+        try:
+            packer = self._local.packer
+        except AttributeError:
+            # A packer with a hook is not safe to share between threads.
+            packer = self._local.packer = self._packer(0)
+        try:
+            payload: bytes = packer.pack(data)
+        except Exception as error:
+            raise self._explain(data, error) from None
+        if len(payload) > MAX_BYTES:
+            raise UnstorableError(
+                f"the session takes {len(payload)} bytes and may take {MAX_BYTES}: "
+                "keep large values elsewhere and their names in the session"
+            )
+        return payload
+
+    def decode(self, payload: bytes) -> dict[str, Any]:
+        """What :meth:`encode` was given. Call it with authentic bytes only.
+
+        Raises:
+            DecodeError: the bytes are too many, damaged or not a session.
+        """
+        if len(payload) > MAX_BYTES:
+            raise DecodeError(f"a session of {len(payload)} bytes")
+        try:
+            data = _unpack(payload, self._ext_hook)
+        except Exception as error:
+            # Damaged bytes surface as ValueError, OverflowError, TypeError, KeyError or
+            # whatever the constructor of an extension type raises.
+            raise DecodeError(f"not a session: {type(error).__name__}") from None
+        if type(data) is not dict or not all(type(key) is str for key in data):
+            raise DecodeError("not a session: its keys are not strings")
+        return data
+
+    def _packer(self, depth: int) -> msgpack.Packer:
+        def default(value: Any) -> msgpack.ExtType:
+            kind = type(value)
+            encoder = _PLAIN_ENCODERS.get(kind)
+            if encoder is not None:
+                return encoder(value)
+            code = _COLLECTION_CODES.get(kind)
+            if code is not None:
+                if depth >= MAX_EXTENSION_DEPTH:
+                    raise ValueError("sets and tuples nested too deeply")
+                items = self._items(value, depth + 1)
+                return msgpack.ExtType(code, b"".join(items))
+            if self._pickle:
+                return msgpack.ExtType(_PICKLE, pickling.dumps(value, 4))
+            raise TypeError(kind)
+
+        return msgpack.Packer(default=default, strict_types=True)
+
+    def _items(self, values: Any, depth: int) -> list[bytes]:
+        packer = self._packer(depth)
+        items = [packer.pack(value) for value in values]
+        if type(values) is not tuple:
+            items.sort()  # sets have no order of their own; equal sets are equal bytes
+        return [packer.pack_array_header(len(items)), *items]
+
+    def _hook_at(self, depth: int) -> Callable[[int, bytes], Any]:
+        def hook(code: int, data: bytes) -> Any:
+            decoder = _PLAIN_DECODERS.get(code)
+            if decoder is not None:
+                return decoder(data)
+            if code == _PICKLE and self._pickle:
+                # Sealed by this site, and its seal was verified before.
+                return pickling.loads(data)  # noqa: S301
+            make = _COLLECTIONS[code]
+            if depth >= MAX_EXTENSION_DEPTH:
+                raise ValueError("sets and tuples nested too deeply")
+            return make(_unpack(data, self._hook_at(depth + 1)))
+
+        return hook
+
+    def _explain(self, data: Mapping[str, Any], error: Exception) -> UnstorableError:
+        found = self._find(data, "session")
+        if found is None:
+            return UnstorableError(f"the session cannot be stored: {error}")
+        path, value = found
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        advice = "store its parts as plain values"
+        bases = [base.__name__ for base in (str, int, dict, list, tuple) if isinstance(value, base)]
+        if kind == "str":
+            advice = "it holds a lone surrogate, which no encoding can carry"
+        elif bases:
+            advice = f"store {bases[0]}(value)"
+        elif isinstance(value, (dt.datetime, dt.time)):
+            advice = "its time zone has no fixed offset"
+        elif not self._pickle:
+            advice += ", or set SESSION_PICKLE = True with a store that keeps data on the server"
+        return UnstorableError(f"{path} is a {kind} and cannot be stored: {advice}")
+
+    def _find(self, value: Any, path: str, depth: int = 0) -> tuple[str, Any] | None:
+        """The first part of *value* that cannot be packed by itself, and where it is."""
+        if type(value) in _CONTAINERS and depth < 64:
+            parts = (
+                [(f"{path}[{key!r}]", part) for key, part in value.items()]
+                + [(f"a key of {path}", key) for key in value]
+                if isinstance(value, dict)
+                else [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+            )
+            for where, part in parts:
+                found = self._find(part, where, depth + 1)
+                if found is not None:
+                    return found
+            return None
+        try:
+            self._packer(0).pack(value)
+        except Exception:
+            return path, value
+        return None
+
+
+def _unpack(data: bytes, hook: Callable[[int, bytes], Any]) -> Any:
+    return msgpack.unpackb(data, ext_hook=hook, strict_map_key=False)

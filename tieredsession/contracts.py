@@ -1,0 +1,121 @@
+"""What a store, a cache, a codec and an observer promise to the rest.
+
+There is nothing to inherit from: whatever has these methods and passes the contract
+suites of :mod:`tieredsession.testing` is a store or a cache. Time is always an argument,
+in seconds since the epoch, UTC; nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from tieredsession.events import Event
+
+
+class Record(NamedTuple):
+    """One session as a store keeps it. The store does not look into the payload.
+
+    *expires* and *created* are whole seconds UTC: the sealed form keeps no fraction.
+    *version* is the store's own, read with the record and handed back to ``update``;
+    a store that cannot tell versions apart leaves it 0.
+    """
+
+    payload: bytes
+    expires: float
+    created: float
+    principal: str | None = None
+    version: int = 0
+
+
+class Saved(NamedTuple):
+    """What a save answers: the token that now stands for the session, and its version."""
+
+    token: str
+    version: int
+
+
+class Swept(NamedTuple):
+    """One page of a sweep: rows looked at and deleted, where to go on, whether it ended."""
+
+    scanned: int
+    deleted: int
+    after: str | None
+    done: bool
+
+
+class SessionStore(Protocol):
+    """Keeps bytes under a token until a time. It knows no session, cookie or framework.
+
+    *revocable* says whether ``delete`` ends a session for whoever holds its token. It is
+    false where the token is the data; there every save also makes a new token.
+
+    Whatever a store cannot answer is a :class:`~tieredsession.errors.StoreError`.
+    """
+
+    revocable: bool
+
+    def load(self, token: str, now: float) -> Record | None:
+        """The live record, or ``None``: missing, expired, malformed and forged are one answer.
+
+        A malformed or forged token costs no call to any tier.
+        """
+        ...
+
+    def create(self, record: Record, now: float) -> Saved:
+        """Keep *record* under a new token that nobody held before."""
+        ...
+
+    def update(self, token: str, record: Record, now: float) -> Saved:
+        """Replace the live session whose version is still ``record.version``.
+
+        Raises:
+            Conflict: it has another version by now; the error carries that record.
+            Gone: there is no live session; nothing is ever created here.
+        """
+        ...
+
+    def delete(self, token: str, now: float, version: int | None = None) -> None:
+        """End the session for good; one that is already gone is no error.
+
+        With a *version* the deletion is conditional, like an update: of two requests
+        that replace one session by its successor, one is told ``Gone`` or ``Conflict``.
+        """
+        ...
+
+    def label(self, token: str) -> str | None:
+        """What logs call the session; ``None`` where the token is the data."""
+        ...
+
+
+class Sweepable(Protocol):
+    """A store that can delete its expired sessions page by page."""
+
+    def sweep(self, now: float, limit: int, after: str | None = None) -> Swept:
+        """Delete at most *limit* sessions that expired at or before *now*.
+
+        *after* is the ``after`` of the page before, to go on from there.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """Session data to bytes and back, equal and of the same types."""
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise ``UnstorableError``, naming *key* and the type, if *value* cannot be kept."""
+        ...
+
+    def encode(self, data: Mapping[str, Any]) -> bytes:
+        """Raise ``UnstorableError`` for what cannot be kept."""
+        ...
+
+    def decode(self, payload: bytes) -> dict[str, Any]:
+        """Raise ``DecodeError`` for bytes that are not a session."""
+        ...
+
+
+class Observer(Protocol):
+    """Is told what happened. It must be quick, and what it raises is logged, not passed on."""
+
+    def __call__(self, event: Event, /) -> None: ...

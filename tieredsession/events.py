@@ -1,0 +1,89 @@
+"""What happened, as frozen dataclasses for an observer.
+
+No event holds a token, a key or a value of a session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Event:
+    """The base of every event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionEvent(Event):
+    """Something happened to one session.
+
+    *session* is a label: the first twelve hex digits of the storage key, which is itself a
+    hash of the id. It is enough to follow one session through a log and opens nothing. It
+    is ``None`` where there is no id (the cookie store) or the id is not authentic.
+    """
+
+    session: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenRefused(SessionEvent):
+    """A cookie was not accepted, and the visitor has no session.
+
+    *reason* is one of: ``malformed`` (not of our form), ``oversized``, ``forged`` (wrong
+    key, changed, or made for another purpose), ``expired``, ``future`` (issued later than
+    the clock allows), ``unknown`` (authentic, but ended, purged or never saved),
+    ``undecodable`` (authentic, but not session data), ``ambiguous`` (several valid and
+    different cookies of our name).
+    """
+
+    reason: str
+
+
+class SessionCreated(SessionEvent):
+    """A new session was saved."""
+
+
+class SessionSaved(SessionEvent):
+    """Changes to an existing session were saved."""
+
+
+class SessionRefreshed(SessionEvent):
+    """Nothing changed but the expiry, which moved on."""
+
+
+class SessionRenewed(SessionEvent):
+    """The session has a new id; *session* is the label of the new one."""
+
+
+class SessionEnded(SessionEvent):
+    """The session was destroyed or emptied."""
+
+
+class SessionGone(SessionEvent):
+    """A save was dropped because the session had ended in the meantime."""
+
+
+@dataclass(frozen=True)
+class SessionMerged(SessionEvent):
+    """Another request had saved first; both sets of changes were kept.
+
+    *keys* are the top-level keys that both had changed, where a rule or the later save
+    decided.
+    """
+
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CookieNearLimit(Event):
+    """The ``Set-Cookie`` line has grown past three quarters of what browsers keep. Bytes."""
+
+    size: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class StoreFailed(Event):
+    """A tier could not answer. *error* is its class name and message, without data."""
+
+    error: str

@@ -1,0 +1,352 @@
+"""One request, once: ``open`` before the view, ``close`` before the first byte leaves.
+
+Every front end (WSGI here, a framework in an adapter) calls the same three methods; what
+a session costs, when it is saved and which cookie goes out is decided in this file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from tieredsession import events
+from tieredsession.contracts import Codec, Observer, Record, Saved, SessionStore
+from tieredsession.cookies import MAX_LINE, CookieWriter, Reply, find
+from tieredsession.errors import (
+    Conflict,
+    DecodeError,
+    Gone,
+    HeadersSentError,
+    SessionTooLarge,
+    StoreError,
+    StoreUnavailable,
+)
+from tieredsession.merge import MergeRule, merge, queues
+from tieredsession.observers import fan_out
+from tieredsession.session import FLASH, LIFETIME, PERSISTENT, Session, State
+
+CLOCK_SKEW = 300
+"""Seconds by which the clocks of two servers of a site may differ."""
+
+_TRIES = 5  # saves against other writers; each loss means that somebody else succeeded
+_WARN_FROM = MAX_LINE * 3 // 4
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """How long sessions live. Seconds.
+
+    Args:
+        idle: from the last use, give or take *refresh*.
+        absolute: from the creation, whatever the use; ``None`` for no limit.
+        refresh: the share of *idle* that has to pass before a use is written down: with
+            0.25 an unused session ends between 75 % and 100 % of *idle*.
+        persistent: whether cookies outlive the browser.
+    """
+
+    idle: int = 14 * 24 * 3600
+    absolute: int | None = None
+    refresh: float = 0.25
+    persistent: bool = False
+
+
+class SessionManager:
+    """Opens and closes the sessions of one site.
+
+    It is safe to share between threads; a :class:`Session` belongs to one request.
+
+    Args:
+        store: where sessions live.
+        codec: session data to bytes.
+        cookie: writes the cookie's line.
+        lifetimes: how long sessions live.
+        cache_control: ``"private"`` or ``"no-store"``, beside every ``Set-Cookie``.
+        merge_rules: top-level key to what decides when two requests changed it.
+        observers: are told what happened.
+        clock: seconds since the epoch, UTC. Nothing else here knows the time.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        codec: Codec,
+        cookie: CookieWriter,
+        lifetimes: Lifetimes | None = None,
+        *,
+        cache_control: str = "private",
+        merge_rules: Mapping[str, MergeRule] | None = None,
+        observers: Iterable[Observer] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self.codec = codec
+        self.cookie = cookie
+        self.lifetimes = lifetimes or Lifetimes()
+        self.clock = clock
+        self._cache_control = cache_control
+        self._rules = {FLASH: queues, **(merge_rules or {})}
+        self._observe = fan_out(observers)
+
+    # -- the request ------------------------------------------------------------------
+
+    def open(self, cookie_header: str | None) -> Session:
+        """The session of a request, unread. *cookie_header* is the raw ``Cookie`` header."""
+        return Session(self, cookie_header)
+
+    def close(self, session: Session, status: int = 200) -> Reply | None:
+        """Save what changed and answer what the response owes; ``None`` if untouched.
+
+        Call it before the headers leave. A response of 5xx saves nothing.
+
+        Raises:
+            StoreError: it could not be saved; the response must not claim that it was.
+            SessionTooLarge: the cookie would not fit; the old one stays valid.
+        """
+        state = session._state
+        if state is not None and status < 500:
+            self.save(state)
+            if state.set_cookie is None and state.stale:
+                state.set_cookie = self.cookie.expire()
+        session._sent = True
+        if state is None:
+            return None
+        return Reply(state.set_cookie, self._cache_control)
+
+    def finish(self, session: Session) -> None:
+        """After the body: save what changed since the headers left.
+
+        Raises:
+            HeadersSentError: that change needs a cookie, and it is too late for one.
+        """
+        state = session._state
+        if state is not None and self.is_modified(state):
+            if self.needs_cookie(state):
+                raise HeadersSentError(
+                    "the session changed after the headers had left, and saving it needs a "
+                    "cookie: make the change before the response starts"
+                )
+            self.save(state)
+
+    # -- what a session asks for ------------------------------------------------------
+
+    def load(self, cookie_header: str | None) -> State:
+        """Find and read the session that the cookies stand for."""
+        tokens = find(cookie_header, self.cookie.name)
+        if not tokens:
+            return State({})
+        now = self.clock()
+        try:
+            found = [(t, r) for t in tokens if (r := self._accept(t, now)) is not None]
+        except StoreError as error:
+            self._failed(error)
+            raise
+        if len(found) == 1:
+            token, record = found[0]
+            try:
+                return State(self.codec.decode(record.payload), token, record)
+            except DecodeError:
+                self._refused("undecodable", token)
+        elif found:
+            self._refused("ambiguous", found[0][0])
+        return State({}, stale=True)
+
+    def save(self, state: State) -> None:
+        """Bring the store to what *state* holds; concurrent changes are merged."""
+        now = self.clock()
+        try:
+            for _ in range(_TRIES):
+                try:
+                    return self._save(state, now)
+                except Conflict as conflict:
+                    self._absorb(state, conflict.current)
+                except Gone:
+                    # Ended by somebody else: nothing brings it back. Its cookie is left
+                    # alone, for it may be the successor's by now; a dead one goes with the
+                    # next request.
+                    self._emit(events.SessionGone, state.token)
+                    self._forget(state)
+                    return None
+            raise StoreUnavailable(f"the session was saved by others {_TRIES} times in a row")
+        except StoreError as error:
+            self._failed(error)
+            raise
+
+    def is_modified(self, state: State) -> bool:
+        """Whether :meth:`save` would do more than to refresh the expiry."""
+        if state.record is None:
+            return bool(state.data)
+        if state.ended or state.renewed or state.restarted or state.force or not state.data:
+            return True
+        return self._differs(state, state.record, self.codec.encode(state.data))
+
+    def needs_cookie(self, state: State) -> bool:
+        """Whether a change of *state* cannot be saved without a ``Set-Cookie``."""
+        return state.token is None or not self.store.revocable
+
+    # -- loading ----------------------------------------------------------------------
+
+    def _accept(self, token: str, now: float) -> Record | None:
+        if not token.isascii() or len(token) > MAX_LINE:
+            self._refused("malformed" if len(token) <= MAX_LINE else "oversized")
+            return None
+        record = self.store.load(token, now)
+        if record is None:
+            return None
+        absolute = self.lifetimes.absolute
+        if absolute is not None and now >= record.created + absolute:
+            self._refused("expired", token)
+            return None
+        if record.created > now + CLOCK_SKEW:
+            self._refused("future", token)
+            return None
+        return record
+
+    # -- saving -----------------------------------------------------------------------
+
+    def _save(self, state: State, now: float) -> None:
+        if state.token is None or state.record is None:
+            if state.data:
+                self._create(state, now)
+        elif state.ended:
+            self._end(state, state.token, now)
+            if state.data:
+                self._create(state, now)
+        elif not state.data:
+            self._end(state, state.token, now, state.record.version)
+        elif state.renewed:
+            self._renew(state, state.token, state.record, now)
+        else:
+            self._update(state, state.token, state.record, now)
+
+    def _create(
+        self,
+        state: State,
+        now: float,
+        event: type[events.SessionEvent] = events.SessionCreated,
+        expires: float | None = None,
+    ) -> None:
+        created = float(int(now)) if state.created is None else state.created
+        if expires is None:
+            expires = self._expiry(state, created, now)
+        record = Record(self.codec.encode(state.data), expires, created, state.principal)
+        saved = self.store.create(record, now)
+        self._keep(state, record, saved, now)
+        self._emit(event, saved.token)
+
+    def _renew(self, state: State, token: str, record: Record, now: float) -> None:
+        # Encoded before the old id dies: what cannot be stored must not cost the session.
+        self.codec.encode(state.data)
+        self.store.delete(token, now, record.version)
+        state.token = state.record = None
+        expires = None if state.restarted else record.expires
+        self._create(state, now, events.SessionRenewed, expires)
+
+    def _update(self, state: State, token: str, record: Record, now: float) -> None:
+        payload = self.codec.encode(state.data)
+        changed = state.force or self._differs(state, record, payload)
+        expires = self._expiry(state, record.created, now)
+        if not self._due(state, record, expires, now):
+            if not changed:
+                return
+            expires = record.expires
+        new = Record(payload, expires, record.created, record.principal, record.version)
+        saved = self.store.update(token, new, now)
+        self._keep(state, new, saved, now)
+        self._emit(events.SessionSaved if changed else events.SessionRefreshed, saved.token)
+
+    def _end(self, state: State, token: str, now: float, version: int | None = None) -> None:
+        self.store.delete(token, now, version)
+        self._emit(events.SessionEnded, token)
+        state.token = state.record = None
+        state.ended = state.renewed = state.restarted = state.force = False
+        state.set_cookie = self.cookie.expire()
+
+    def _keep(self, state: State, record: Record, saved: Saved, now: float) -> None:
+        """Remember what the store now holds, and the cookie if the visitor needs one."""
+        previous = state.record
+        persistent = state.data.get(PERSISTENT, self.lifetimes.persistent)
+        moved = previous is None or previous.expires != record.expires
+        if saved.token != state.token or (moved and persistent) or state.restarted:
+            age = int(record.expires - now) if persistent else None
+            line = self.cookie.write(saved.token, age)
+            if len(line) > MAX_LINE:
+                raise SessionTooLarge(len(line), MAX_LINE)
+            if len(line) > _WARN_FROM and self._observe is not None:
+                self._observe(events.CookieNearLimit(len(line), MAX_LINE))
+            state.set_cookie = line
+        state.token = saved.token
+        state.record = record._replace(version=saved.version)
+        state.created = record.created
+        state.ended = state.renewed = state.restarted = state.force = state.stale = False
+
+    def _forget(self, state: State) -> None:
+        state.data.clear()
+        state.token = state.record = state.principal = state.created = None
+        state.ended = state.renewed = state.restarted = state.force = False
+
+    def _absorb(self, state: State, current: Record) -> None:
+        """Merge what another request saved into *state*, which then stands on it."""
+        try:
+            theirs = self.codec.decode(current.payload)
+        except DecodeError as error:
+            raise StoreError(f"the session cannot be merged: {error}") from None
+        base = {} if state.record is None else self.codec.decode(state.record.payload)
+        merged, contested = merge(base, state.data, theirs, self._rules)
+        state.data.clear()
+        state.data.update(merged)
+        state.record = current
+        if self._observe is not None:
+            label = self._label(state.token)
+            self._observe(events.SessionMerged(tuple(contested), session=label))
+
+    # -- rules ------------------------------------------------------------------------
+
+    def _differs(self, state: State, record: Record, payload: bytes) -> bool:
+        before = record.payload
+        if payload == before:
+            return False
+        if len(payload) != len(before):
+            return True
+        # A key taken out and put back stands in another place, which is no change.
+        old = self.codec.decode(before)
+        if old.keys() != state.data.keys():
+            return True
+        return self.codec.encode({key: state.data[key] for key in old}) != before
+
+    def _idle(self, state: State) -> int:
+        own = state.data.get(LIFETIME)
+        return own if type(own) is int and own > 0 else self.lifetimes.idle
+
+    def _expiry(self, state: State, created: float, now: float) -> float:
+        """When a session that is used *now* ends, in whole seconds."""
+        expires = float(int(now) + self._idle(state))
+        absolute = self.lifetimes.absolute
+        return expires if absolute is None else min(expires, created + absolute)
+
+    def _due(self, state: State, record: Record, expires: float, now: float) -> bool:
+        """Whether the expiry has fallen behind (or too far ahead) enough to be written."""
+        if state.restarted:
+            return True
+        if expires == record.expires:
+            return False
+        idle = self._idle(state)
+        step = idle * self.lifetimes.refresh
+        return expires - record.expires >= step or record.expires - expires > step
+
+    # -- telling ----------------------------------------------------------------------
+
+    def _emit(self, event: type[events.SessionEvent], token: str | None) -> None:
+        if self._observe is not None:
+            self._observe(event(session=self._label(token)))
+
+    def _refused(self, reason: str, token: str | None = None) -> None:
+        if self._observe is not None:
+            self._observe(events.TokenRefused(reason, session=self._label(token)))
+
+    def _label(self, token: str | None) -> str | None:
+        return None if token is None else self.store.label(token)
+
+    def _failed(self, error: StoreError) -> None:
+        if self._observe is not None:
+            self._observe(events.StoreFailed(f"{type(error).__name__}: {error}"))

@@ -1,0 +1,94 @@
+"""Three-way merge of the changes that two requests made to one session.
+
+*base* is what both had read, *mine* what this request made of it, *theirs* what the other
+saved first. Keys that only one of them changed keep that change; dicts are merged key by
+key; where both changed one value, a rule of the application decides, and without a rule
+the later save (mine) wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
+"""Stands in a merge rule for a key that one side does not have."""
+
+MergeRule = Callable[[Any, Any, Any], Any]
+"""``rule(base, mine, theirs)`` answers the merged value, or ``MISSING`` to drop the key."""
+
+
+def counter(base: Any, mine: Any, theirs: Any) -> Any:
+    """A rule for numbers: both increments count."""
+    return (
+        _or(theirs, 0) + _or(mine, 0) - _or(base, 0)
+        if theirs is not MISSING or mine is not MISSING
+        else MISSING
+    )
+
+
+def union(base: Any, mine: Any, theirs: Any) -> Any:
+    """A rule for lists and sets: what either added is in, what either removed is out.
+
+    A list keeps their order and then what this request added.
+    """
+    old, ours, other = _or(base, []), _or(mine, []), _or(theirs, [])
+    if isinstance(ours or other, (set, frozenset)):
+        return (set(other) | (set(ours) - set(old))) - (set(old) - set(ours))
+    removed = [item for item in old if item not in ours]
+    added = [item for item in ours if item not in old]
+    return [item for item in other if item not in removed] + [i for i in added if i not in other]
+
+
+def queues(base: Any, mine: Any, theirs: Any) -> Any:
+    """The rule of flash messages: a dict of lists, each merged by :func:`union`."""
+    old, ours, other = _or(base, {}), _or(mine, {}), _or(theirs, {})
+    merged = {
+        name: union(old.get(name, []), ours.get(name, []), other.get(name, []))
+        for name in [*other, *(name for name in ours if name not in other)]
+    }
+    return {name: items for name, items in merged.items() if items} or MISSING
+
+
+def merge(
+    base: Mapping[str, Any],
+    mine: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    rules: Mapping[str, MergeRule],
+) -> tuple[dict[str, Any], list[str]]:
+    """The merged data, and the keys that both had changed.
+
+    *rules* maps top-level keys to what decides for them.
+    """
+    merged: dict[str, Any] = {}
+    contested: list[str] = []
+    for key in [*theirs, *(key for key in mine if key not in theirs)]:
+        values = (base.get(key, MISSING), mine.get(key, MISSING), theirs.get(key, MISSING))
+        value, both = _merge_value(*values, rules.get(key))
+        if both:
+            contested.append(key)
+        if value is not MISSING:
+            merged[key] = value
+    return merged, contested
+
+
+def _merge_value(base: Any, mine: Any, theirs: Any, rule: MergeRule | None) -> tuple[Any, bool]:
+    if _same(mine, base) or _same(mine, theirs):
+        return theirs, False
+    if _same(theirs, base):
+        return mine, False
+    if rule is not None:
+        return rule(base, mine, theirs), True
+    if type(mine) is dict and type(theirs) is dict:
+        merged, contested = merge(base if type(base) is dict else {}, mine, theirs, {})
+        return merged, bool(contested)
+    return mine, True
+
+
+def _same(one: Any, other: Any) -> bool:
+    # 1, 1.0 and True are equal to Python and different values to whoever stored them.
+    return type(one) is type(other) and bool(one == other)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is MISSING else value

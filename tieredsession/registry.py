@@ -1,0 +1,92 @@
+"""From settings to a manager: names become stores, imported on demand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any
+
+from tieredsession.codec import MsgpackCodec
+from tieredsession.contracts import Observer, SessionStore
+from tieredsession.cookies import CookieWriter
+from tieredsession.errors import ConfigurationError, MissingDependencyError
+from tieredsession.keyring import Keyring
+from tieredsession.manager import Lifetimes, SessionManager
+from tieredsession.observers import fan_out
+from tieredsession.options import StoreOptions
+from tieredsession.settings import Settings
+from tieredsession.url import URL
+
+
+def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> SessionStore:
+    """The store that *settings* name, ready for use.
+
+    Raises:
+        ConfigurationError: the name is not a store's, or its URL is wrong.
+        MissingDependencyError: it needs an extra that is not installed.
+    """
+    url = settings.session_store_url
+    options = StoreOptions(
+        keyring=Keyring(settings.secret_key, settings.secret_key_fallbacks),
+        cookie_name=settings.session_cookie_name,
+        prefix=settings.session_prefix,
+        url=None if url is None else URL(url, "SESSION_STORE_URL"),
+        encrypt=settings.session_cookie_encrypt,
+        compress=settings.session_cookie_compress,
+        observer=fan_out(observers),
+    )
+    make = getattr(_import(settings.session_store), "from_options", None)
+    if make is None:
+        raise ConfigurationError(
+            f"SESSION_STORE {settings.session_store!r} is not a store: it has no from_options"
+        )
+    store: SessionStore = make(options)
+    return store
+
+
+def open_manager(
+    settings: Settings,
+    *,
+    store: SessionStore | None = None,
+    observers: Iterable[Observer] = (),
+    clock: Callable[[], float] = time.time,
+) -> SessionManager:
+    """A manager as *settings* describe it, over *store* or the one that they name."""
+    observers = tuple(observers)
+    return SessionManager(
+        store if store is not None else open_store(settings, observers),
+        MsgpackCodec(pickle=settings.session_pickle),
+        CookieWriter(
+            settings.session_cookie_name,
+            domain=settings.session_cookie_domain,
+            path=settings.session_cookie_path,
+            secure=settings.session_cookie_secure,
+            httponly=settings.session_cookie_httponly,
+            samesite=settings.session_cookie_samesite,
+            partitioned=settings.session_cookie_partitioned,
+        ),
+        Lifetimes(
+            idle=settings.session_cookie_age,
+            absolute=settings.session_absolute_age,
+            refresh=settings.session_refresh,
+            persistent=not settings.session_expire_at_browser_close,
+        ),
+        cache_control=settings.session_cache_control,
+        merge_rules=settings.session_merge_rules,
+        observers=observers,
+        clock=clock,
+    )
+
+
+def _import(path: str) -> Any:
+    module_name, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module_name), name)
+    except MissingDependencyError:
+        raise
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"SESSION_STORE {path!r} cannot be imported ({error}): "
+            "use a dotted path such as 'tieredsession.stores.SQLiteSessionStore'"
+        ) from None

@@ -1,0 +1,188 @@
+"""Sessions for any WSGI application (PEP 3333)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tieredsession.contracts import Observer, SessionStore
+from tieredsession.cookies import add_headers
+from tieredsession.errors import StoreUnavailable
+from tieredsession.manager import SessionManager
+from tieredsession.registry import open_manager
+from tieredsession.session import Session
+from tieredsession.settings import Settings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+SESSION_KEY = "tieredsession.session"
+"""The key of the WSGI environ under which an application finds its :class:`Session`."""
+
+_log = logging.getLogger("tieredsession")
+
+
+class SessionMiddleware:
+    """Gives *app* a session in ``environ["tieredsession.session"]``.
+
+    Changes are saved when the application starts its response, before a byte leaves. A
+    change in the middle of a streamed body is saved at its end. If a store cannot answer,
+    the visitor gets ``503 Service Unavailable``, and no change is claimed that was not made.
+
+    Args:
+        app: any WSGI application.
+        settings: a :class:`Settings`, or what makes one: a module or its name, a mapping,
+            an object, or ``None`` for the environment.
+        store: use this store instead of the one that the settings name.
+        observers: are told what happened.
+        clock: seconds since the epoch, UTC.
+        overrides: settings that go before those of *settings*.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        settings: object = None,
+        *,
+        store: SessionStore | None = None,
+        observers: Iterable[Observer] = (),
+        clock: Callable[[], float] = time.time,
+        **overrides: Any,
+    ) -> None:
+        if not isinstance(settings, Settings) or overrides:
+            settings = Settings(settings, **overrides)
+        self.manager = open_manager(settings, store=store, observers=observers, clock=clock)
+        self._app = app
+        self._watch_peers = not settings.session_cookie_secure
+        if self._watch_peers and ("K_SERVICE" in os.environ or "GAE_ENV" in os.environ):
+            self._warn("this is a cloud service")
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._watch_peers:
+            self._look_at_peer(environ.get("REMOTE_ADDR", ""))
+        manager = self.manager
+        session = environ[SESSION_KEY] = Session(manager, environ.get("HTTP_COOKIE"))
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            reply = manager.close(session, int(status[:3]))
+            if reply is not None:
+                headers = list(headers)
+                add_headers(headers, reply)
+            if exc_info is not None:
+                return start_response(status, headers, exc_info)
+            return start_response(status, headers)
+
+        try:
+            body = self._app(environ, start)
+        except StoreUnavailable:
+            if session.headers_sent:
+                raise
+            return _unavailable(start_response)
+        if session.headers_sent and _is_finished(body, environ):
+            manager.finish(session)
+            return body
+        return _Body(body, manager, session, start_response)
+
+    def _look_at_peer(self, address: str) -> None:
+        from ipaddress import ip_address
+
+        try:
+            local = not address or ip_address(address).is_loopback
+        except ValueError:
+            local = False
+        if not local:
+            self._watch_peers = False  # said once
+            self._warn(f"a request came from {address}")
+
+    def _warn(self, reason: str) -> None:
+        _log.warning(
+            "SESSION_COOKIE_SECURE is False, which is for development on one's own machine, "
+            "and %s: session cookies travel in clear",
+            reason,
+        )
+
+
+class SessionMixin:
+    """``session`` for a request class that has the WSGI environ in ``self.environ``.
+
+    As in ``class MyRequest(SessionMixin, werkzeug.Request)``.
+    """
+
+    environ: WSGIEnvironment
+
+    @property
+    def session(self) -> Session:
+        """The visitor's session; nothing is read before it is used."""
+        try:
+            session: Session = self.environ[SESSION_KEY]
+        except KeyError:
+            raise RuntimeError(
+                "this request has no session: wrap the application in "
+                "tieredsession.SessionMiddleware"
+            ) from None
+        return session
+
+
+class _Body:
+    """A response body that saves what changed while it was sent."""
+
+    __slots__ = ("_body", "_manager", "_session", "_start_response")
+
+    def __init__(
+        self,
+        body: Iterable[bytes],
+        manager: SessionManager,
+        session: Session,
+        start_response: StartResponse,
+    ) -> None:
+        self._body = body
+        self._manager = manager
+        self._session = session
+        self._start_response = start_response
+
+    def __iter__(self) -> Iterator[bytes]:
+        # A started response needs nothing between the server and the chunks.
+        return iter(self._body) if self._session.headers_sent else self._start_late()
+
+    def _start_late(self) -> Iterator[bytes]:
+        """An application that starts its response with its first chunk, as a generator."""
+        try:
+            yield from self._body
+        except StoreUnavailable:
+            if self._session.headers_sent:
+                raise
+            yield from _unavailable(self._start_response)
+
+    def close(self) -> None:
+        close = getattr(self._body, "close", None)
+        try:
+            if close is not None:
+                close()
+        finally:
+            self._manager.finish(self._session)
+
+
+def _is_finished(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
+    """Whether nothing of the application runs while *body* is sent."""
+    if type(body) in (list, tuple):
+        return True
+    wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(wrapper, type) and isinstance(body, wrapper)
+
+
+def _unavailable(start_response: StartResponse) -> Iterable[bytes]:
+    text = b"Service Unavailable\n"
+    headers = [
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(text))),
+        ("Cache-Control", "no-store"),
+        ("Retry-After", "5"),
+    ]
+    start_response("503 Service Unavailable", headers)
+    return [text]
