@@ -7,9 +7,11 @@ needs one of them does not pay for all.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # what importing typing would cost is most of what importing this costs
 if TYPE_CHECKING:
+    from typing import Any
+
     from tieredsession.adapters.werkzeug import Request as Request
     from tieredsession.contracts import Record as Record
     from tieredsession.contracts import Saved as Saved

@@ -99,6 +99,73 @@ class Sweepable(Protocol):
         ...
 
 
+Handle = int | bytes
+"""What a cache gives out to name one state of one entry, for ``replace``. Opaque."""
+
+
+class Found(NamedTuple):
+    """What ``get_or_add`` met. *handle* names the entry's state where the cache can tell.
+
+    *value* is the entry that was there; ``None`` if there was none. *won* says that the
+    caller's own entry stands there now.
+    """
+
+    value: bytes | None
+    won: bool
+    handle: Handle | None
+
+
+class Entry(NamedTuple):
+    """A cached value, and the handle that names this state of its entry."""
+
+    value: bytes
+    handle: Handle
+
+
+class Cache(Protocol):
+    """Keeps bytes for a while, and may forget them at any time.
+
+    A *ttl* is a number of seconds above 0, of any size. Keys are printable ASCII without
+    spaces, at most 200 characters. *max_value* is the largest value in bytes that it takes.
+    Every method is one call to the server, unless said otherwise, and is bounded in time.
+
+    Raises:
+        CacheError: the server refused, failed or did not answer in time; whether the call
+            had an effect is not known.
+    """
+
+    max_value: int
+
+    def get(self, key: str) -> Entry | None:
+        """The entry, or ``None``."""
+        ...
+
+    def get_or_add(self, key: str, value: bytes, ttl: float) -> Found:
+        """The entry that is there, or *value* put where there was none, never over another.
+
+        A cache that answers ``won`` without a handle took two calls, and ``get`` tells the
+        handle. Where the server makes the entry by itself, it may hold other bytes than
+        *value*; the handle then says whose it is.
+        """
+        ...
+
+    def set(self, key: str, value: bytes, ttl: float) -> Handle | None:
+        """Put *value* there, whatever was there; its handle where one call can tell it."""
+        ...
+
+    def replace(self, key: str, handle: Handle, value: bytes, ttl: float) -> bool:
+        """Put *value* there if the entry is still in the state that *handle* names."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the entry, if there is one."""
+        ...
+
+    def server(self, key: str) -> str:
+        """Which server keeps *key*: a name for a circuit breaker. No call is made."""
+        ...
+
+
 class Codec(Protocol):
     """Session data to bytes and back, equal and of the same types."""
 

@@ -11,6 +11,7 @@
     ├── HeadersSentError              a change that needs a cookie came after the headers
     ├── Gone                          the session was ended, purged or has expired
     ├── Conflict                      another request saved the session first
+    ├── CacheError                    a cache call failed; the store is asked instead
     └── StoreError                    a tier failed: broken, full, read-only
         └── StoreUnavailable          a tier did not answer in time; the same call may work later
 
@@ -80,6 +81,13 @@ class Conflict(SessionError):
     def __init__(self, current: Record) -> None:
         super().__init__("the session was saved by another request in the meantime")
         self.current = current
+
+
+class CacheError(SessionError):
+    """A call to a cache failed, and it is not known whether it had an effect.
+
+    It does not reach the application: the durable store answers instead.
+    """
 
 
 class StoreError(SessionError):
