@@ -212,6 +212,10 @@ class SessionManager:
             self._end(state, state.token, now)
             if state.data:
                 self._create(state, now)
+        elif state.record.expires <= now:
+            # It ran out during this request, unless another request has extended it.
+            current = self.store.load(state.token, now)
+            raise Gone("the session has expired") if current is None else Conflict(current)
         elif not state.data:
             self._end(state, state.token, now, state.record.version)
         elif state.renewed:
