@@ -12,6 +12,7 @@
     ├── Gone                          the session was ended, purged or has expired
     ├── Conflict                      another request saved the session first
     ├── CacheError                    a cache call failed; the store is asked instead
+    │   └── CacheTimeout              it was not answered in time
     └── StoreError                    a tier failed: broken, full, read-only
         └── StoreUnavailable          a tier did not answer in time; the same call may work later
 
@@ -88,6 +89,10 @@ class CacheError(SessionError):
 
     It does not reach the application: the durable store answers instead.
     """
+
+
+class CacheTimeout(CacheError):
+    """A cache did not answer in time. Asking again would cost the same time again."""
 
 
 class StoreError(SessionError):

@@ -87,3 +87,50 @@ class StoreFailed(Event):
     """A tier could not answer. *error* is its class name and message, without data."""
 
     error: str
+
+
+class CacheHit(SessionEvent):
+    """A session was read from the cache."""
+
+
+class CacheMiss(SessionEvent):
+    """A session was read from the durable store, for the cache did not have it."""
+
+
+class CacheFilled(SessionEvent):
+    """What was read from the durable store is in the cache now."""
+
+
+@dataclass(frozen=True)
+class CacheRefused(SessionEvent):
+    """A cached entry was not believed.
+
+    *reason* is as in ``TokenRefused``, or ``distrusted``: published before the end of an
+    outage in which this process missed more than it could remember.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class CacheFailed(Event):
+    """A call to a cache failed; the durable store served instead. No data in *error*."""
+
+    server: str
+    error: str
+
+
+@dataclass(frozen=True)
+class BreakerOpened(Event):
+    """A cache is left alone for *seconds* because it failed."""
+
+    server: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BreakerClosed(Event):
+    """A cache is in use again. *marked* entries that it could not be told of were removed."""
+
+    server: str
+    marked: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from random import uniform
 
 from tieredsession import events
 from tieredsession.contracts import Codec, Observer, Record, Saved, SessionStore
@@ -29,7 +30,9 @@ from tieredsession.session import FLASH, LIFETIME, PERSISTENT, Session, State
 CLOCK_SKEW = 300
 """Seconds by which the clocks of two servers of a site may differ."""
 
-_TRIES = 5  # saves against other writers; each loss means that somebody else succeeded
+_TRIES = 16  # saves against other writers; each loss means that somebody else succeeded
+_AT_ONCE = 3  # tries before a random pause, up to ...
+_PAUSE = 0.002  # ... so many seconds more each time
 _WARN_FROM = MAX_LINE * 3 // 4
 
 
@@ -65,6 +68,7 @@ class SessionManager:
         merge_rules: top-level key to what decides when two requests changed it.
         observers: are told what happened.
         clock: seconds since the epoch, UTC. Nothing else here knows the time.
+        sleep: waits for a number of seconds, between tries against many other writers.
     """
 
     def __init__(
@@ -78,12 +82,14 @@ class SessionManager:
         merge_rules: Mapping[str, MergeRule] | None = None,
         observers: Iterable[Observer] = (),
         clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.store = store
         self.codec = codec
         self.cookie = cookie
         self.lifetimes = lifetimes or Lifetimes()
         self.clock = clock
+        self._sleep = sleep
         self._cache_control = cache_control
         self._rules = {FLASH: queues, **(merge_rules or {})}
         self._observe = fan_out(observers)
@@ -155,7 +161,9 @@ class SessionManager:
         """Bring the store to what *state* holds; concurrent changes are merged."""
         now = self.clock()
         try:
-            for _ in range(_TRIES):
+            for attempt in range(_TRIES):
+                if attempt >= _AT_ONCE:
+                    self._sleep(uniform(0, _PAUSE * attempt))  # noqa: S311
                 try:
                     return self._save(state, now)
                 except Conflict as conflict:
@@ -209,7 +217,7 @@ class SessionManager:
             if state.data:
                 self._create(state, now)
         elif state.ended:
-            self._end(state, state.token, now)
+            self._end(state, state.token, state.record, now)
             if state.data:
                 self._create(state, now)
         elif state.record.expires <= now:
@@ -217,7 +225,7 @@ class SessionManager:
             current = self.store.load(state.token, now)
             raise Gone("the session has expired") if current is None else Conflict(current)
         elif not state.data:
-            self._end(state, state.token, now, state.record.version)
+            self._end(state, state.token, state.record, now)
         elif state.renewed:
             self._renew(state, state.token, state.record, now)
         else:
@@ -259,8 +267,12 @@ class SessionManager:
         self._keep(state, new, saved, now)
         self._emit(events.SessionSaved if changed else events.SessionRefreshed, saved.token)
 
-    def _end(self, state: State, token: str, now: float, version: int | None = None) -> None:
-        self.store.delete(token, now, version)
+    def _end(self, state: State, token: str, record: Record, now: float) -> None:
+        try:
+            self.store.delete(token, now, record.version)
+        except Gone:
+            if not state.ended:
+                raise
         self._emit(events.SessionEnded, token)
         state.token = state.record = None
         state.ended = state.renewed = state.restarted = state.force = False
@@ -291,6 +303,9 @@ class SessionManager:
 
     def _absorb(self, state: State, current: Record) -> None:
         """Merge what another request saved into *state*, which then stands on it."""
+        if state.ended:
+            state.record = current
+            return
         try:
             theirs = self.codec.decode(current.payload)
         except DecodeError as error:

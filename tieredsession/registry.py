@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from tieredsession.codec import MsgpackCodec
-from tieredsession.contracts import Observer, SessionStore
+from tieredsession.contracts import Cache, Observer, SessionStore
 from tieredsession.cookies import CookieWriter
 from tieredsession.errors import ConfigurationError, MissingDependencyError
 from tieredsession.keyring import Keyring
@@ -17,6 +17,37 @@ from tieredsession.observers import fan_out
 from tieredsession.options import StoreOptions
 from tieredsession.settings import Settings
 from tieredsession.url import URL
+
+
+CACHES = {
+    "memory": "tieredsession.stores.memory_cache:MemoryCache",
+    "memcached": "tieredsession.stores.memcached:MemcachedCache",
+    "memcached+unix": "tieredsession.stores.memcached:MemcachedCache",
+    "redis": "tieredsession.stores.redis:RedisCache",
+    "rediss": "tieredsession.stores.redis:RedisCache",
+    "redis+unix": "tieredsession.stores.redis:RedisCache",
+    "redis+cluster": "tieredsession.stores.redis:RedisCache",
+    "redis+sentinel": "tieredsession.stores.redis:RedisCache",
+    "valkey": "tieredsession.stores.redis:RedisCache",
+    "valkeys": "tieredsession.stores.redis:RedisCache",
+    "fakeredis": "tieredsession.stores.redis:RedisCache",
+}
+"""The schemes of ``SESSION_CACHE_URL``, and what serves them."""
+
+
+def open_cache(text: str) -> Cache:
+    """The cache that the URL *text* names. No call is made to it.
+
+    Raises:
+        ConfigurationError: the scheme or an option is unknown.
+        MissingDependencyError: it needs an extra that is not installed.
+    """
+    url = URL(text, "SESSION_CACHE_URL")
+    if url.scheme not in CACHES:
+        raise url.error(f"has the unknown scheme {url.scheme!r}: use one of {', '.join(CACHES)}")
+    module_name, _, name = CACHES[url.scheme].partition(":")
+    cache: Cache = getattr(import_module(module_name), name).from_url(url)
+    return cache
 
 
 def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> SessionStore:
@@ -42,7 +73,19 @@ def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> Sessio
             f"SESSION_STORE {settings.session_store!r} is not a store: it has no from_options"
         )
     store: SessionStore = make(options)
-    return store
+    if settings.session_cache_url is None:
+        return store
+    from tieredsession.stores.tiered import TieredSessionStore
+
+    return TieredSessionStore(
+        open_cache(settings.session_cache_url),
+        store,
+        options.ids,
+        options.record_envelope,
+        options.observer,
+        value_ttl=settings.session_cache_age,
+        strict_delete=settings.session_strict_logout,
+    )
 
 
 def open_manager(

@@ -132,6 +132,24 @@ SETTINGS: tuple[Setting, ...] = (
         "Where that store is, such as ``sqlite:////var/lib/app/sessions.sqlite3``.",
     ),
     Setting(
+        "SESSION_CACHE_URL",
+        None,
+        _optional(_string),
+        "A cache in front of that store, such as ``memcached://10.0.0.2:11211``.",
+    ),
+    Setting(
+        "SESSION_CACHE_AGE",
+        600,
+        _seconds,
+        "Seconds that a session stays in the cache: the bound on staleness if it misbehaves.",
+    ),
+    Setting(
+        "SESSION_STRICT_LOGOUT",
+        False,
+        _flag,
+        "``True`` makes ending a session fail while the cache cannot be told of it.",
+    ),
+    Setting(
         "SESSION_PREFIX",
         "",
         _optional(_string),
@@ -226,6 +244,7 @@ ALIASES = {
     "COOKIE_NAME": "SESSION_COOKIE_NAME",
     "COOKIE_AGE": "SESSION_COOKIE_AGE",
     "COOKIE_SECURE": "SESSION_COOKIE_SECURE",
+    "SESSION_MEMCACHE_AGE": "SESSION_CACHE_AGE",
 }
 """Kay's names for what has another name here. Kay's ``SESSION_PREFIX`` kept its own."""
 
@@ -255,6 +274,9 @@ class Settings:
     secret_key_fallbacks: tuple[str | bytes, ...]
     session_store: str
     session_store_url: str | None
+    session_cache_url: str | None
+    session_cache_age: int
+    session_strict_logout: bool
     session_prefix: str
     session_cookie_name: str
     session_cookie_secure: bool
@@ -313,6 +335,20 @@ class Settings:
             raise ConfigurationError(
                 "SESSION_PICKLE is for stores that keep the data on the server: "
                 "set SESSION_STORE to one, or SESSION_PICKLE = False"
+            )
+        if self.session_cache_url is not None and self.session_store == _COOKIE_STORE:
+            raise ConfigurationError(
+                "SESSION_CACHE_URL is for stores that keep the data on the server: "
+                "set SESSION_STORE to one, or remove SESSION_CACHE_URL"
+            )
+        if (
+            not self.session_prefix.isascii()
+            or not self.session_prefix.replace(" ", "_") == (self.session_prefix)
+            or not (self.session_prefix + "x").isprintable()
+            or len(self.session_prefix) > 100
+        ):
+            raise ConfigurationError(
+                "SESSION_PREFIX must be at most 100 printable ASCII characters without spaces"
             )
         absolute = self.session_absolute_age
         if absolute is not None and absolute < self.session_cookie_age:

@@ -90,7 +90,12 @@ class SessionIds:
     def label(self, token: str) -> str | None:
         """Twelve hex digits of the storage key, for logs: they open nothing."""
         key = self.key(token)
-        return None if key is None else key[len(self._prefix) :][:12]
+        return None if key is None else self.label_of(key)
+
+    def label_of(self, key: str) -> str:
+        """The same, of a storage key."""
+        start = len(self._prefix)
+        return key[start : start + 12]
 
     def _hash(self, secret: bytes) -> str:
         return self._prefix + sha256(secret).hexdigest()

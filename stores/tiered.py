@@ -1,0 +1,371 @@
+"""A cache tier written through into a durable store.
+
+The durable store is the truth; the cache may forget, fail and be overtaken at any step. The
+cache slot of a session holds one of
+
+- ``V``: a version and the record of that version;
+- ``L``: a LOCK, a random token: a writer is or was at work;
+- ``E``: a lease, a random token (or nothing, where the server makes the entry): a reader is
+  about to fill the slot.
+
+Only a live ``V`` is an answer; for anything else the durable store is asked.
+
+- *read*: get, or take a lease where there is nothing; look up; fill by replacing one's own
+  lease and nothing else, so that what was written meanwhile stays.
+- *write*: LOCK; commit on condition of the version; publish over one's own LOCK or an older
+  ``V`` only. A LOCK that was not acknowledged is set again after the commit, and nothing is
+  published. A conflict is the caller's to merge; the next try LOCKs again.
+- *new*: commit, set: nobody else knows the id.
+- *delete*: LOCK; delete; LOCK, which is left to expire.
+
+Each step closes an interleaving that has been a bug somewhere: without the LOCK a crash
+leaves the old value, without the lease a slow reader brings it back, without the condition
+an update is lost, without the second LOCK of a delete a logged-out session returns.
+
+What remains: a process that cannot reach the cache while others can leaves them the old
+value, until it reaches the cache again or the value's time to live has passed. That time to
+live is the bound on staleness; choose it as such.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from random import uniform
+from typing import TypeVar
+
+from tieredsession import events
+from tieredsession.contracts import Cache, Found, Handle, Observer, Record, Saved, SessionStore
+from tieredsession.envelope import Envelope, Refused
+from tieredsession.errors import CacheError, Conflict, Gone, StoreUnavailable
+from tieredsession.stores.breaker import Breaker
+from tieredsession.tokens import SessionIds
+
+T = TypeVar("T")
+
+VALUE_TTL = 600.0
+"""Seconds that a value stays in the cache: the bound on staleness if the cache misbehaves."""
+
+_LOCK_TTL = 30.0  # longer than any commit may take
+_LEASE_TTL = 10.0  # longer than any lookup may take
+_VERSION = 8
+_TIME = 4
+_HEAD = 1 + _VERSION + _TIME
+_SKEW = 60.0  # seconds that another process's clock may be ahead, when old values are doubted
+_PUBLISH_TRIES = 3
+_DELETE_TRIES = 8
+
+
+class TieredSessionStore:
+    """A :class:`SessionStore` made of a cache and a durable store.
+
+    Args:
+        cache: where records are kept for a while.
+        durable: where they live. It must be revocable, and tell versions apart.
+        ids: the same that *durable* mints its tokens with.
+        envelope: seals the cached records, so that a writer to the cache can neither forge
+            a session nor put one in the place of another.
+        observer: is told of hits, misses, fills, failures and breaker changes.
+        value_ttl: seconds that a value stays in the cache.
+        strict_delete: raise ``StoreUnavailable`` when a session was deleted but the cache
+            could not be told, instead of relying on the bound above.
+        clock: monotonic seconds, for the breakers.
+        random: where tokens come from.
+    """
+
+    revocable = True
+
+    def __init__(
+        self,
+        cache: Cache,
+        durable: SessionStore,
+        ids: SessionIds,
+        envelope: Envelope,
+        observer: Observer | None = None,
+        *,
+        value_ttl: float = VALUE_TTL,
+        strict_delete: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.cache = cache
+        self.durable = durable
+        self._ids = ids
+        self._envelope = envelope
+        self._observer = observer
+        self._value_ttl = value_ttl
+        self._strict_delete = strict_delete
+        self._clock = clock
+        self._random = random
+        self._breakers: dict[str, Breaker] = {}
+        self._doubted: dict[str, float] = {}  # server to the time before which values are old
+        self._flights: dict[str, _Flight] = {}
+        self._lock = threading.Lock()
+
+    # -- SessionStore -----------------------------------------------------------------
+
+    def load(self, token: str, now: float) -> Record | None:
+        key = self._ids.key(token)
+        if key is None:
+            return self.durable.load(token, now)  # refuses it without a call, and says why
+        lease = b"E" + self._random(8)
+        found = self._call(key, now, lambda: self.cache.get_or_add(key, lease, _LEASE_TTL))
+        if found is None:
+            return self.durable.load(token, now)
+        if found.value is not None and found.value[:1] == b"V":
+            record = self._read(key, found.value, now)
+            if record is not None:
+                self._emit(events.CacheHit, key)
+                return record
+        elif not found.won:
+            flight = self._flights.get(key)
+            if flight is not None and flight.is_of(found):
+                return flight.answer.result()
+            # A LOCK or the lease of another process: look up, and leave the slot alone.
+            self._emit(events.CacheMiss, key)
+            return self.durable.load(token, now)
+        return self._look_up_and_fill(token, key, lease, found, now)
+
+    def create(self, record: Record, now: float) -> Saved:
+        saved = self.durable.create(record, now)
+        key = self._ids.key(saved.token)
+        if key is not None:
+            value = self._value(key, record, saved.version, now)
+            if value is not None:
+                ttl = self._ttl(record, now)
+                self._call(key, now, lambda: self.cache.set(key, value, ttl))
+        return saved
+
+    def update(self, token: str, record: Record, now: float) -> Saved:
+        key = self._ids.key(token)
+        if key is None:
+            raise Gone("the token is not a session")
+        lock = self._new_lock()
+        held, handle = self._set_lock(key, lock, now)
+        saved = self.durable.update(token, record, now)
+        if not held:
+            self._set_lock(key, lock, now)
+            return saved
+        value = self._value(key, record, saved.version, now)
+        if value is not None:
+            ttl = self._ttl(record, now)
+            self._call(key, now, lambda: self._publish(key, lock, handle, value, ttl))
+        return saved
+
+    def delete(self, token: str, now: float, version: int | None = None) -> None:
+        key = self._ids.key(token)
+        if key is None:
+            return self.durable.delete(token, now, version)
+        if version is None:
+            self._delete_any_version(token, key, now)
+        else:
+            self._set_lock(key, self._new_lock(), now)
+            self.durable.delete(token, now, version)
+        told, _ = self._set_lock(key, self._new_lock(), now)
+        if self._strict_delete and not told:
+            raise StoreUnavailable(
+                "the session was deleted, but the cache could not be told and may show it to "
+                f"other processes for {self._value_ttl:.0f} seconds"
+            )
+        return None
+
+    def label(self, token: str) -> str | None:
+        return self._ids.label(token)
+
+    def _delete_any_version(self, token: str, key: str, now: float) -> None:
+        """On condition all the same: a writer in between must meet a newer LOCK than his own.
+
+        Otherwise he could publish after the deletion, and a crash here would leave that.
+        """
+        for _ in range(_DELETE_TRIES):
+            self._set_lock(key, self._new_lock(), now)
+            record = self.durable.load(token, now)
+            if record is None:
+                return self.durable.delete(token, now)
+            try:
+                return self.durable.delete(token, now, record.version)
+            except (Conflict, Gone):
+                continue
+        return self.durable.delete(token, now)
+
+    # -- reading ----------------------------------------------------------------------
+
+    def _read(self, key: str, value: bytes, now: float) -> Record | None:
+        """The live record in a ``V``, if it can be believed."""
+        version = value[1 : 1 + _VERSION]
+        published = int.from_bytes(value[1 + _VERSION : _HEAD], "big")
+        try:
+            if self._doubted and published <= self._doubted.get(self.cache.server(key), 0):
+                raise Refused("distrusted")
+            context = key.encode() + value[1:_HEAD]
+            record = self._envelope.open(value[_HEAD:], context, int.from_bytes(version, "big"))
+        except Refused as refused:
+            if self._observer is not None:
+                self._observer(events.CacheRefused(refused.reason))
+            return None
+        return record if record.expires > now else None
+
+    def _look_up_and_fill(
+        self, token: str, key: str, lease: bytes, found: Found, now: float
+    ) -> Record | None:
+        flight = self._flights[key] = _Flight(lease, found.handle)
+        try:
+            record = self.durable.load(token, now)
+        except BaseException as error:
+            flight.answer.set_exception(error)
+            raise
+        else:
+            flight.answer.set_result(record)
+        finally:
+            if self._flights.get(key) is flight:
+                self._flights.pop(key, None)
+        self._emit(events.CacheMiss, key)
+        if record is not None:
+            value = self._value(key, record, record.version, now)
+            if value is not None:
+                ttl = self._ttl(record, now)
+                if self._call(key, now, lambda: self._fill(key, lease, found.handle, value, ttl)):
+                    self._emit(events.CacheFilled, key)
+        return record
+
+    def _fill(
+        self, key: str, lease: bytes, handle: Handle | None, value: bytes, ttl: float
+    ) -> bool:
+        """Put *value* where nothing has happened since before the lookup."""
+        if handle is None:
+            entry = self.cache.get(key)
+            if entry is None or entry.value != lease:
+                return False
+            handle = entry.handle
+        return self.cache.replace(key, handle, value, ttl)
+
+    # -- writing ----------------------------------------------------------------------
+
+    def _new_lock(self) -> bytes:
+        return b"L" + self._random(16)
+
+    def _set_lock(self, key: str, lock: bytes, now: float) -> tuple[bool, Handle | None]:
+        """Whether the LOCK was acknowledged, and its handle if the cache tells it.
+
+        What could not be marked is remembered, and made good when the cache is back.
+        """
+        answer = self._call(key, now, lambda: (self.cache.set(key, lock, _LOCK_TTL),))
+        if answer is None:
+            self._breaker(key).missed(key)
+            return False, None
+        return True, answer[0]
+
+    def _publish(
+        self, key: str, lock: bytes, handle: Handle | None, value: bytes, ttl: float
+    ) -> bool:
+        """Show *value* in the slot, unless somebody else's turn has come since the LOCK."""
+        if handle is not None and self.cache.replace(key, handle, value, ttl):
+            return True
+        for _ in range(_PUBLISH_TRIES):
+            entry = self.cache.get(key)
+            if entry is None:
+                return False  # forgotten: adding now could overtake a later delete
+            kind = entry.value[:1]
+            older = kind == b"V" and entry.value[1 : 1 + _VERSION] < value[1 : 1 + _VERSION]
+            if entry.value == lock or older:
+                if self.cache.replace(key, entry.handle, value, ttl):
+                    return True
+            elif kind in (b"", b"E"):
+                # A reader is filling, and what it has read may be older than this write.
+                if self.cache.replace(key, entry.handle, lock, _LOCK_TTL):
+                    return False
+            else:
+                return False  # another writer's LOCK, or something newer
+        return False
+
+    def _value(self, key: str, record: Record, version: int, now: float) -> bytes | None:
+        """The ``V`` of *record*, or ``None`` if it is too large for the cache."""
+        head = version.to_bytes(_VERSION, "big") + int(now).to_bytes(_TIME, "big")
+        value = b"V" + head + self._envelope.seal(record, key.encode() + head)
+        return value if len(value) <= self.cache.max_value else None
+
+    def _ttl(self, record: Record, now: float) -> float:
+        """Never past the expiry; jittered, so that what was filled together expires apart."""
+        longest = min(self._value_ttl, record.expires - now)
+        return max(1.0, longest * uniform(0.9, 1.0))  # noqa: S311
+
+    # -- calling the cache ------------------------------------------------------------
+
+    def _call(self, key: str, now: float, call: Callable[[], T]) -> T | None:
+        """Make a cache call, or ``None`` if the cache failed or is left alone for now."""
+        breaker = self._breaker(key)
+        try:
+            if not breaker.is_closed:
+                if not breaker.may_probe():
+                    return None
+                self._recover(key, breaker, now)
+            else:
+                self._make_good(breaker)
+            answer = call()
+        except CacheError as error:
+            self._failed(key, breaker, error)
+            return None
+        breaker.succeeded()
+        return answer
+
+    def _breaker(self, key: str) -> Breaker:
+        server = self.cache.server(key)
+        breaker = self._breakers.get(server)
+        if breaker is None:
+            with self._lock:
+                breaker = self._breakers.setdefault(server, Breaker(self._clock))
+        return breaker
+
+    def _recover(self, key: str, breaker: Breaker, now: float) -> None:
+        """Probe, and mark what the server missed, before anybody trusts it again."""
+        server = self.cache.server(key)
+        self.cache.get(key)
+        marked = self._make_good(breaker)
+        if breaker.take_overflow():
+            self._doubted[server] = now + _SKEW
+        breaker.close()
+        if self._observer is not None:
+            self._observer(events.BreakerClosed(server, marked))
+
+    def _make_good(self, breaker: Breaker) -> int:
+        """LOCK what could not be marked; never delete it, that could free another's LOCK."""
+        missed = breaker.to_make_good()
+        for key, serial in missed:
+            self.cache.set(key, self._new_lock(), _LOCK_TTL)
+            breaker.made_good(key, serial)
+        return len(missed)
+
+    def _failed(self, key: str, breaker: Breaker, error: CacheError) -> None:
+        seconds = breaker.failed(error)
+        if self._observer is not None:
+            server = self.cache.server(key)
+            self._observer(events.CacheFailed(server, f"{type(error).__name__}: {error}"))
+            if seconds is not None:
+                self._observer(events.BreakerOpened(server, seconds))
+
+    def _emit(self, event: type[events.SessionEvent], key: str) -> None:
+        if self._observer is not None:
+            self._observer(event(session=self._ids.label_of(key)))
+
+
+class _Flight:
+    """A lookup under way, for others that met its lease.
+
+    Sharing its answer is safe for them alone: whoever still saw that lease in the slot came
+    before any later LOCK, and so before any write that the lookup could have missed.
+    """
+
+    __slots__ = ("_handle", "_lease", "answer")
+
+    def __init__(self, lease: bytes, handle: Handle | None) -> None:
+        self._lease = lease
+        self._handle = handle
+        self.answer: Future[Record | None] = Future()
+
+    def is_of(self, found: Found) -> bool:
+        if found.value == self._lease:
+            return True
+        return self._handle is not None and found.handle == self._handle

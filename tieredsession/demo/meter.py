@@ -1,0 +1,153 @@
+"""Counts what each request costs in the session layer: store calls, cookie bytes, time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tieredsession.contracts import Record, Saved, SessionStore
+from tieredsession.cookies import find
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+REMEMBERED = 6
+"""Requests that a meter remembers."""
+
+
+@dataclass
+class Cost:
+    """What one request cost. It is complete once the headers have left.
+
+    *calls* names the methods of the store in the order of their calls. *cookie_in* counts
+    the bytes of name and value, *cookie_out* those of the whole ``Set-Cookie`` line.
+    *token* is the cookie that the browser holds after the response, if any. *seconds* pass
+    in the middleware and wherever :meth:`watch` looks, not in the application.
+    """
+
+    request: str
+    timer: Callable[[], float]
+    calls: list[str] = field(default_factory=list)
+    cookie_in: int = 0
+    cookie_out: int = 0
+    token: str | None = None
+    seconds: float = 0.0
+    _since: float | None = None
+
+    def start(self) -> None:
+        """Let the time count from here."""
+        self._since = self.timer()
+
+    def stop(self) -> None:
+        """Let the time count no further; stopping twice is stopping once."""
+        if self._since is not None:
+            self.seconds += self.timer() - self._since
+            self._since = None
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Count the time of a block inside the application, such as the first touch."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+
+_current: ContextVar[Cost] = ContextVar("tieredsession.demo.cost")
+
+
+class Meter:
+    """Stands on both sides of ``SessionMiddleware``, and so knows what it took.
+
+    Args:
+        cookie: the name of the session cookie.
+        timer: seconds, from any beginning.
+    """
+
+    def __init__(self, cookie: str, timer: Callable[[], float] = time.perf_counter) -> None:
+        self.recent: deque[Cost] = deque(maxlen=REMEMBERED)
+        self._cookie = cookie
+        self._timer = timer
+
+    @property
+    def cost(self) -> Cost:
+        """That of the request that this thread is answering."""
+        return _current.get()
+
+    def outside(self, app: WSGIApplication) -> WSGIApplication:
+        """Wrap the middleware: the time runs until it starts the response."""
+
+        def metered(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            cost = Cost(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}", self._timer)
+            tokens = find(environ.get("HTTP_COOKIE"), self._cookie)
+            cost.cookie_in = sum(len(f"{self._cookie}={token}") for token in tokens)
+            cost.token = tokens[-1] if tokens else None
+            _current.set(cost)
+            self.recent.appendleft(cost)
+
+            def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+                cost.stop()
+                for name, line in headers:
+                    if name == "Set-Cookie":
+                        cost.cookie_out += len(line)
+                        cost.token = line.partition(";")[0].partition("=")[2] or None
+                return start_response(status, headers, *exc_info)
+
+            cost.start()
+            return app(environ, start)
+
+        return metered
+
+    def inside(self, app: WSGIApplication) -> WSGIApplication:
+        """Wrap the application: the time stands still until it starts its response."""
+
+        def paused(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            cost = self.cost
+
+            def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+                with cost.watch():
+                    return start_response(status, headers, *exc_info)
+
+            cost.stop()
+            return app(environ, start)
+
+        return paused
+
+
+class MeteredStore:
+    """Any store, whose calls a *meter* counts."""
+
+    def __init__(self, store: SessionStore, meter: Meter) -> None:
+        self.revocable = store.revocable
+        self._store = store
+        self._meter = meter
+
+    def load(self, token: str, now: float) -> Record | None:
+        """Count, and load."""
+        self._meter.cost.calls.append("load")
+        return self._store.load(token, now)
+
+    def create(self, record: Record, now: float) -> Saved:
+        """Count, and create."""
+        self._meter.cost.calls.append("create")
+        return self._store.create(record, now)
+
+    def update(self, token: str, record: Record, now: float) -> Saved:
+        """Count, and update."""
+        self._meter.cost.calls.append("update")
+        return self._store.update(token, record, now)
+
+    def delete(self, token: str, now: float, version: int | None = None) -> None:
+        """Count, and delete."""
+        self._meter.cost.calls.append("delete")
+        self._store.delete(token, now, version)
+
+    def label(self, token: str) -> str | None:
+        """What logs call the session; no call to any tier."""
+        return self._store.label(token)
