@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tieredsession.contracts import Observer, Record, Saved, Swept
+from tieredsession.contracts import Observer, Owned, Record, Saved, Swept
 from tieredsession.errors import Conflict, Gone
 from tieredsession.events import TokenRefused
 from tieredsession.options import StoreOptions
@@ -15,6 +15,7 @@ class MemorySessionStore:
     """Sessions in a dict of this process. They end with it."""
 
     revocable = True
+    principals = True
 
     def __init__(self, ids: SessionIds, observer: Observer | None = None) -> None:
         self._ids = ids
@@ -54,11 +55,10 @@ class MemorySessionStore:
 
     def delete(self, token: str, now: float, version: int | None = None) -> None:
         key = self._ids.key(token)
-        with self._lock:
-            if version is not None:
-                self._live(key, now, version)
-            if key is not None:
-                self._records.pop(key, None)
+        if key is not None:
+            self.end(key, now, version)
+        elif version is not None:
+            raise Gone("the token is not a session")
 
     def label(self, token: str) -> str | None:
         return self._ids.label(token)
@@ -70,6 +70,20 @@ class MemorySessionStore:
                 del self._records[key]
         deleted = min(len(keys), limit)
         return Swept(deleted, deleted, None, done=len(keys) <= limit)
+
+    def sessions_of(self, principal: str, now: float) -> list[Owned]:
+        with self._lock:
+            return [
+                Owned(key, record)
+                for key, record in self._records.items()
+                if record.principal == principal and record.expires > now
+            ]
+
+    def end(self, key: str, now: float, version: int | None = None) -> None:
+        with self._lock:
+            if version is not None:
+                self._live(key, now, version)
+            self._records.pop(key, None)
 
     def __len__(self) -> int:
         """How many sessions are held, expired ones included."""

@@ -12,14 +12,18 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
-from tieredsession.contracts import Observer, Record, Saved, Swept
+from tieredsession.contracts import Observer, Owned, Record, Saved, Swept
 from tieredsession.envelope import Envelope, Refused
 from tieredsession.errors import Conflict, Gone, StoreError, StoreUnavailable
 from tieredsession.events import TokenRefused
 from tieredsession.options import StoreOptions
-from tieredsession.tokens import SessionIds
+from tieredsession.tokens import Owners, SessionIds
+from tieredsession.url import URL
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x74737373  # "tsss", so that no other database is taken for ours
@@ -30,9 +34,11 @@ CREATE TABLE IF NOT EXISTS sessions (
     key TEXT NOT NULL PRIMARY KEY,
     version INTEGER NOT NULL,
     expires INTEGER NOT NULL,
+    owner TEXT,
     data BLOB NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_by_expiry ON sessions (expires);
+CREATE INDEX IF NOT EXISTS sessions_by_owner ON sessions (owner) WHERE owner IS NOT NULL;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
@@ -47,6 +53,7 @@ class SQLiteSessionStore:
         ids: mints and checks tokens.
         envelope: seals the records.
         observer: is told why a token was refused.
+        owners: names principals in the index, or ``None`` to keep none.
         timeout: seconds to wait for another process's lock.
         synchronous: ``"full"`` or ``"normal"``, as in SQLite's pragma.
 
@@ -65,6 +72,7 @@ class SQLiteSessionStore:
         envelope: Envelope,
         observer: Observer | None = None,
         *,
+        owners: Owners | None = None,
         timeout: float = 2.0,
         synchronous: str = "full",
     ) -> None:
@@ -72,6 +80,8 @@ class SQLiteSessionStore:
         self._ids = ids
         self._envelope = envelope
         self._observer = observer
+        self._owners = owners
+        self.principals = owners is not None
         self._timeout = timeout
         self._synchronous = synchronous
         self._idle: deque[sqlite3.Connection] = deque()
@@ -84,9 +94,7 @@ class SQLiteSessionStore:
     @classmethod
     def from_options(cls, options: StoreOptions) -> SQLiteSessionStore:
         """Read ``SESSION_STORE_URL``: ``sqlite:///relative`` or ``sqlite:////absolute``."""
-        url = options.url
-        if url is None:
-            return cls("sessions.sqlite3", options.ids, options.record_envelope, options.observer)
+        url = options.url or URL("sqlite:///sessions.sqlite3", "SESSION_STORE_URL")
         if url.scheme != "sqlite" or url.hosts or len(url.path) < 2:
             raise url.error("is not of the form sqlite:///file")
 
@@ -103,6 +111,7 @@ class SQLiteSessionStore:
             options.ids,
             options.record_envelope,
             options.observer,
+            owners=options.owners,
             timeout=timeout,
             synchronous=synchronous,
         )
@@ -122,8 +131,8 @@ class SQLiteSessionStore:
     def create(self, record: Record, now: float) -> Saved:
         token, key = self._ids.mint()
         self._run(
-            "INSERT INTO sessions (key, version, expires, data) VALUES (?, 1, ?, ?)",
-            (key, int(record.expires), self._envelope.seal(record, key.encode())),
+            "INSERT INTO sessions (key, version, expires, owner, data) VALUES (?, 1, ?, ?, ?)",
+            (key, *self._columns(key, record)),
         )
         return Saved(token, 1)
 
@@ -131,11 +140,10 @@ class SQLiteSessionStore:
         key = self._ids.key(token)
         if key is None:
             raise Gone("the token is not a session")
-        sealed = self._envelope.seal(record, key.encode())
         _, changed = self._run(
-            "UPDATE sessions SET version = version + 1, expires = ?, data = ?"
+            "UPDATE sessions SET version = version + 1, expires = ?, owner = ?, data = ?"
             " WHERE key = ? AND version = ? AND expires > ?",
-            (int(record.expires), sealed, key, record.version, now),
+            (*self._columns(key, record), key, record.version, now),
         )
         if not changed:
             self._explain(key, now)
@@ -143,17 +151,10 @@ class SQLiteSessionStore:
 
     def delete(self, token: str, now: float, version: int | None = None) -> None:
         key = self._ids.key(token)
-        if version is None:
-            self._run("DELETE FROM sessions WHERE key = ?", (key,))
-            return
-        if key is None:
+        if key is not None:
+            self.end(key, now, version)
+        elif version is not None:
             raise Gone("the token is not a session")
-        _, deleted = self._run(
-            "DELETE FROM sessions WHERE key = ? AND version = ? AND expires > ?",
-            (key, version, now),
-        )
-        if not deleted:
-            self._explain(key, now)
 
     def label(self, token: str) -> str | None:
         return self._ids.label(token)
@@ -168,6 +169,30 @@ class SQLiteSessionStore:
         )
         return Swept(deleted, deleted, None, done=deleted < limit)
 
+    # -- ByPrincipal ------------------------------------------------------------------
+
+    def sessions_of(self, principal: str, now: float) -> list[Owned]:
+        names = [] if self._owners is None else self._owners.names(principal)
+        owned = []
+        for name in names:
+            rows = self._run_all("SELECT key, version, data FROM sessions WHERE owner = ?", (name,))
+            for key, version, data in rows:
+                record, _ = self._open(key, version, data, now)
+                if record is not None:
+                    owned.append(Owned(key, record))
+        return owned
+
+    def end(self, key: str, now: float, version: int | None = None) -> None:
+        if version is None:
+            self._run("DELETE FROM sessions WHERE key = ?", (key,))
+            return
+        _, deleted = self._run(
+            "DELETE FROM sessions WHERE key = ? AND version = ? AND expires > ?",
+            (key, version, now),
+        )
+        if not deleted:
+            self._explain(key, now)
+
     def close(self) -> None:
         """Close the idle connections; the store opens others if it is used again."""
         while self._idle:
@@ -175,12 +200,19 @@ class SQLiteSessionStore:
 
     # -- inside -----------------------------------------------------------------------
 
+    def _columns(self, key: str, record: Record) -> tuple[int, str | None, bytes]:
+        owner = None if self._owners is None else self._owners.name(record.principal)
+        return int(record.expires), owner, self._envelope.seal(record, key.encode())
+
     def _read(self, key: str, now: float) -> tuple[Record | None, str]:
         """The live record under *key*, or why there is none."""
         row, _ = self._run("SELECT version, data FROM sessions WHERE key = ?", (key,))
         if row is None:
             return None, "unknown"
         version, data = row
+        return self._open(key, version, data, now)
+
+    def _open(self, key: str, version: int, data: bytes, now: float) -> tuple[Record | None, str]:
         try:
             record = self._envelope.open(data, key.encode(), version)
         except Refused as refused:
@@ -196,11 +228,22 @@ class SQLiteSessionStore:
 
     def _run(self, statement: str, parameters: tuple[Any, ...]) -> tuple[Any, int]:
         """The first row of one *statement*, and how many rows it changed."""
+
+        def ask(connection: sqlite3.Connection) -> tuple[Any, int]:
+            cursor = connection.execute(statement, parameters)
+            return cursor.fetchone(), cursor.rowcount
+
+        return self._with_connection(ask)
+
+    def _run_all(self, statement: str, parameters: tuple[Any, ...]) -> list[Any]:
+        """All rows of one *statement*."""
+        return self._with_connection(lambda c: c.execute(statement, parameters).fetchall())
+
+    def _with_connection(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
             connection = self._take()
             try:
-                cursor = connection.execute(statement, parameters)
-                answer = cursor.fetchone(), cursor.rowcount
+                answer = work(connection)
             except BaseException:
                 # It may be in the middle of something: it is not used again.
                 connection.close()

@@ -35,10 +35,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from random import uniform
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from tieredsession import events
-from tieredsession.contracts import Cache, Found, Handle, Observer, Record, Saved, SessionStore
+from tieredsession.contracts import (
+    ByPrincipal,
+    Cache,
+    Found,
+    Handle,
+    Observer,
+    Owned,
+    Record,
+    Saved,
+    SessionStore,
+)
 from tieredsession.envelope import Envelope, Refused
 from tieredsession.errors import CacheError, Conflict, Gone, StoreUnavailable
 from tieredsession.stores.breaker import Breaker
@@ -164,16 +174,39 @@ class TieredSessionStore:
         else:
             self._set_lock(key, self._new_lock(), now)
             self.durable.delete(token, now, version)
+        return self._bury(key, now)
+
+    def label(self, token: str) -> str | None:
+        return self._ids.label(token)
+
+    # -- ByPrincipal ------------------------------------------------------------------
+
+    @property
+    def principals(self) -> bool:
+        return bool(getattr(self.durable, "principals", False))
+
+    def sessions_of(self, principal: str, now: float) -> list[Owned]:
+        return self._by_principal.sessions_of(principal, now)
+
+    def end(self, key: str, now: float, version: int | None = None) -> None:
+        self._set_lock(key, self._new_lock(), now)
+        self._by_principal.end(key, now, version)
+        self._bury(key, now)
+
+    @property
+    def _by_principal(self) -> ByPrincipal:
+        return cast("ByPrincipal", self.durable)
+
+    # -- deleting ---------------------------------------------------------------------
+
+    def _bury(self, key: str, now: float) -> None:
+        """The second LOCK of a deletion, left to expire."""
         told, _ = self._set_lock(key, self._new_lock(), now)
         if self._strict_delete and not told:
             raise StoreUnavailable(
                 "the session was deleted, but the cache could not be told and may show it to "
                 f"other processes for {self._value_ttl:.0f} seconds"
             )
-        return None
-
-    def label(self, token: str) -> str | None:
-        return self._ids.label(token)
 
     def _delete_any_version(self, token: str, key: str, now: float) -> None:
         """On condition all the same: a writer in between must meet a newer LOCK than his own.

@@ -99,6 +99,30 @@ class Sweepable(Protocol):
         ...
 
 
+class Owned(NamedTuple):
+    """A live session of a principal. *key* is its storage key, which opens nothing."""
+
+    key: str
+    record: Record
+
+
+class ByPrincipal(Protocol):
+    """A store that can find the sessions of one principal.
+
+    *principals* says whether it was told to keep the index that this takes.
+    """
+
+    principals: bool
+
+    def sessions_of(self, principal: str, now: float) -> list[Owned]:
+        """The live sessions that were bound to *principal*, in no order."""
+        ...
+
+    def end(self, key: str, now: float, version: int | None = None) -> None:
+        """As ``SessionStore.delete``, by storage key."""
+        ...
+
+
 Handle = int | bytes
 """What a cache gives out to name one state of one entry, for ``replace``. Opaque."""
 

@@ -84,6 +84,10 @@ class HmacAuthenticator(_Hidden):
     def tag(self, message: bytes) -> bytes:
         return self._mac(self._states[0], message)
 
+    def tags(self, message: bytes) -> list[bytes]:
+        """The tags under all keys: what was tagged before a rotation is among them."""
+        return [self._mac(states, message) for states in self._states]
+
     def verify(self, message: bytes, tag: bytes) -> bool:
         return any(hmac.compare_digest(self._mac(s, message), tag) for s in self._states)
 

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import uniform
+from typing import NamedTuple, cast
 
 from tieredsession import events
-from tieredsession.contracts import Codec, Observer, Record, Saved, SessionStore
+from tieredsession.contracts import ByPrincipal, Codec, Observer, Record, Saved, SessionStore
 from tieredsession.cookies import MAX_LINE, CookieWriter, Reply, find
 from tieredsession.errors import (
+    ConfigurationError,
     Conflict,
     DecodeError,
     Gone,
@@ -25,7 +27,7 @@ from tieredsession.errors import (
 )
 from tieredsession.merge import MergeRule, merge, queues
 from tieredsession.observers import fan_out
-from tieredsession.session import FLASH, LIFETIME, PERSISTENT, Session, State
+from tieredsession.session import DEVICE, FLASH, LIFETIME, PERSISTENT, Session, State
 
 CLOCK_SKEW = 300
 """Seconds by which the clocks of two servers of a site may differ."""
@@ -52,6 +54,20 @@ class Lifetimes:
     absolute: int | None = None
     refresh: float = 0.25
     persistent: bool = False
+
+
+class SessionInfo(NamedTuple):
+    """One session of a principal, for a page that lists them. Nothing in it opens it.
+
+    *handle* is for :meth:`SessionManager.end_session`. *last_seen* is up to the refresh
+    share of the lifetime too early. *device* is what ``Session.bind`` was told.
+    """
+
+    handle: str
+    created: float
+    last_seen: float
+    device: str | None
+    current: bool
 
 
 class SessionManager:
@@ -134,6 +150,75 @@ class SessionManager:
                 )
             self.save(state)
 
+    # -- the sessions of a principal --------------------------------------------------
+
+    def sessions_of(self, principal: str, current: Session | None = None) -> list[SessionInfo]:
+        """The live sessions that were bound to *principal*, the latest used first.
+
+        Args:
+            principal: as given to ``Session.bind``.
+            current: the session of this request, to know it among them.
+
+        Raises:
+            ConfigurationError: the store keeps no index; ``SESSION_PRINCIPALS`` turns it on.
+        """
+        store = self._index()
+        mine = None if current is None else self._label(current._token())
+        infos = []
+        for key, record in store.sessions_of(principal, self.clock()):
+            try:
+                data = self.codec.decode(record.payload)
+            except DecodeError:
+                data = {}
+            own = data.get(LIFETIME)
+            idle = own if type(own) is int else self.lifetimes.idle
+            info = SessionInfo(
+                handle=key,
+                created=record.created,
+                last_seen=max(record.created, record.expires - idle),
+                device=data.get(DEVICE),
+                current=mine is not None and mine in key,
+            )
+            infos.append(info)
+        return sorted(infos, key=lambda info: info.last_seen, reverse=True)
+
+    def end_session(self, principal: str, handle: str) -> bool:
+        """End the session of *principal* that a ``SessionInfo`` named; whether it was there."""
+        return self._end_where(principal, lambda key: key == handle) > 0
+
+    def end_all(self, principal: str, keep: Session | None = None) -> int:
+        """End all sessions of *principal*, except *keep*; how many that were.
+
+        With *keep* the one of this request, this is "log out everywhere else".
+        """
+        mine = None if keep is None else self._label(keep._token())
+        return self._end_where(principal, lambda key: mine is None or mine not in key)
+
+    def _index(self) -> ByPrincipal:
+        if not getattr(self.store, "principals", False):
+            raise ConfigurationError(
+                "SESSION_PRINCIPALS is off, so nobody knows whose sessions are whose: set it to "
+                "True, with a store that keeps the data on the server"
+            )
+        return cast("ByPrincipal", self.store)
+
+    def _end_where(self, principal: str, chosen: Callable[[str], bool]) -> int:
+        store, now = self._index(), self.clock()
+        ended = 0
+        for key, record in store.sessions_of(principal, now):
+            version: int | None = record.version
+            while chosen(key):
+                try:
+                    store.end(key, now, version)
+                except Conflict as conflict:
+                    version = conflict.current.version
+                    continue
+                except Gone:
+                    break
+                ended += 1
+                break
+        return ended
+
     # -- what a session asks for ------------------------------------------------------
 
     def load(self, cookie_header: str | None) -> State:
@@ -183,8 +268,10 @@ class SessionManager:
     def is_modified(self, state: State) -> bool:
         """Whether :meth:`save` would do more than to refresh the expiry."""
         if state.record is None:
-            return bool(state.data)
-        if state.ended or state.renewed or state.restarted or state.force or not state.data:
+            return not state.is_empty
+        if state.ended or state.renewed or state.restarted or state.force or state.is_empty:
+            return True
+        if state.principal != state.record.principal:
             return True
         return self._differs(state, state.record, self.codec.encode(state.data))
 
@@ -214,17 +301,17 @@ class SessionManager:
 
     def _save(self, state: State, now: float) -> None:
         if state.token is None or state.record is None:
-            if state.data:
+            if not state.is_empty:
                 self._create(state, now)
         elif state.ended:
             self._end(state, state.token, state.record, now)
-            if state.data:
+            if not state.is_empty:
                 self._create(state, now)
         elif state.record.expires <= now:
             # It ran out during this request, unless another request has extended it.
             current = self.store.load(state.token, now)
             raise Gone("the session has expired") if current is None else Conflict(current)
-        elif not state.data:
+        elif state.is_empty:
             self._end(state, state.token, state.record, now)
         elif state.renewed:
             self._renew(state, state.token, state.record, now)
@@ -256,13 +343,14 @@ class SessionManager:
 
     def _update(self, state: State, token: str, record: Record, now: float) -> None:
         payload = self.codec.encode(state.data)
-        changed = state.force or self._differs(state, record, payload)
+        changed = state.force or state.principal != record.principal
+        changed = changed or self._differs(state, record, payload)
         expires = self._expiry(state, record.created, now)
         if not self._due(state, record, expires, now):
             if not changed:
                 return
             expires = record.expires
-        new = Record(payload, expires, record.created, record.principal, record.version)
+        new = Record(payload, expires, record.created, state.principal, record.version)
         saved = self.store.update(token, new, now)
         self._keep(state, new, saved, now)
         self._emit(events.SessionSaved if changed else events.SessionRefreshed, saved.token)
@@ -314,6 +402,8 @@ class SessionManager:
         merged, contested = merge(base, state.data, theirs, self._rules)
         state.data.clear()
         state.data.update(merged)
+        if state.record is None or state.principal == state.record.principal:
+            state.principal = current.principal
         state.record = current
         if self._observe is not None:
             label = self._label(state.token)

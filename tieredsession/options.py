@@ -8,7 +8,7 @@ from functools import cached_property
 from tieredsession.contracts import Observer
 from tieredsession.envelope import Envelope
 from tieredsession.keyring import Keyring
-from tieredsession.tokens import MAC_BYTES, SessionIds
+from tieredsession.tokens import MAC_BYTES, Owners, SessionIds
 from tieredsession.url import URL
 
 
@@ -23,6 +23,7 @@ class StoreOptions:
         url: ``SESSION_STORE_URL``, or ``None`` for the store's own default.
         encrypt: seal so that nobody without a key can read.
         compress: make cookies shorter where that helps.
+        principals: keep an index from principals to their sessions.
         observer: is told why a token was refused.
     """
 
@@ -32,6 +33,7 @@ class StoreOptions:
     url: URL | None = None
     encrypt: bool = False
     compress: bool = False
+    principals: bool = False
     observer: Observer | None = field(default=None, repr=False)
 
     @cached_property
@@ -54,3 +56,10 @@ class StoreOptions:
     def record_envelope(self) -> Envelope:
         """Seals records at rest."""
         return Envelope(self.keyring, f"record:{self.prefix}", encrypt=self.encrypt)
+
+    @cached_property
+    def owners(self) -> Owners | None:
+        """Names principals in an index, or ``None`` if none is kept."""
+        if not self.principals:
+            return None
+        return Owners(self.keyring.authenticator(f"owner:{self.prefix}"))

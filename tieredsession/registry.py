@@ -18,7 +18,6 @@ from tieredsession.options import StoreOptions
 from tieredsession.settings import Settings
 from tieredsession.url import URL
 
-
 CACHES = {
     "memory": "tieredsession.stores.memory_cache:MemoryCache",
     "memcached": "tieredsession.stores.memcached:MemcachedCache",
@@ -65,6 +64,7 @@ def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> Sessio
         url=None if url is None else URL(url, "SESSION_STORE_URL"),
         encrypt=settings.session_cookie_encrypt,
         compress=settings.session_cookie_compress,
+        principals=settings.session_principals,
         observer=fan_out(observers),
     )
     make = getattr(_import(settings.session_store), "from_options", None)

@@ -16,8 +16,12 @@ FLASH = "_flash"
 CSRF = "_csrf"
 LIFETIME = "_lifetime"
 PERSISTENT = "_persistent"
+DEVICE = "_device"
 """Keys of the session in which its own features keep their data. They are saved, merged
 and shown like any other."""
+
+MAX_LIFETIME = 10 * 366 * 24 * 3600
+"""Seconds; ten years. Expiries have to fit into 32 bits, which end in 2106."""
 
 MAX_FLASHES = 50
 """Messages of one queue; beyond it, the oldest are dropped."""
@@ -68,6 +72,11 @@ class State:
         """Save even if the bytes are the same."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing worth a session: no data, and nobody's name."""
+        return not self.data and self.principal is None
 
 
 class SessionIO(Protocol):
@@ -131,8 +140,10 @@ class Session(MutableMapping[str, Any]):
         del self._changeable().data[key]
 
     def clear(self) -> None:
-        """Remove all data. What stays empty until the response is deleted."""
-        self._changeable().data.clear()
+        """Remove all data, and whose session it is. What stays empty is deleted at the end."""
+        state = self._changeable()
+        state.data.clear()
+        state.principal = None
 
     def copy(self) -> dict[str, Any]:
         """The data as a plain dict, which the session no longer follows."""
@@ -196,8 +207,10 @@ class Session(MutableMapping[str, Any]):
             state.data.pop(LIFETIME, None)
         else:
             seconds = int(value.total_seconds() if isinstance(value, timedelta) else value)
-            if seconds <= 0:
-                raise ValueError("a lifetime is more than 0 seconds; destroy() ends a session")
+            if not 0 < seconds <= MAX_LIFETIME:
+                raise ValueError(
+                    f"a lifetime is from 1 to {MAX_LIFETIME} seconds; destroy() ends a session"
+                )
             state.data[LIFETIME] = seconds
         state.restarted = True
 
@@ -246,7 +259,7 @@ class Session(MutableMapping[str, Any]):
         state.created = None
         state.ended = True
 
-    def bind(self, principal: str | None) -> None:
+    def bind(self, principal: str | None, *, device: str | None = None) -> None:
         """Say whose session this is, at login; ``None`` at a logout that keeps the data.
 
         A change of principal is a change of rights, so the id changes too, and both
@@ -254,6 +267,7 @@ class Session(MutableMapping[str, Any]):
 
         Args:
             principal: any stable name of the user, such as a primary key as text.
+            device: what to call this session in a list of the user's sessions.
         """
         if principal is not None and (type(principal) is not str or not principal):
             raise TypeError("a principal is a non-empty str, or None")
@@ -264,6 +278,9 @@ class Session(MutableMapping[str, Any]):
         if state.principal is not None and principal is not None:
             state.data.clear()
         state.principal = principal
+        state.data.pop(DEVICE, None)
+        if device is not None:
+            self[DEVICE] = device
         self.renew(restart=True)
 
     def revert(self) -> None:
@@ -347,6 +364,9 @@ class Session(MutableMapping[str, Any]):
         )
 
     # -- inside -----------------------------------------------------------------------
+
+    def _token(self) -> str | None:
+        return (self._state or self._touch()).token
 
     def _touch(self) -> State:
         state = self._state = self._io.load(self._header)

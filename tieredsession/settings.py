@@ -17,6 +17,7 @@ from tieredsession.cookies import MAX_AGE
 from tieredsession.errors import ConfigurationError
 from tieredsession.keyring import check_secret
 from tieredsession.merge import MergeRule
+from tieredsession.session import MAX_LIFETIME
 from tieredsession.url import parse_bool
 
 _log = logging.getLogger("tieredsession")
@@ -62,10 +63,10 @@ def _seconds(value: Any) -> int:
         value = value.total_seconds()
     try:
         seconds = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = 0
-    if type(value) is bool or seconds <= 0:
-        raise ValueError("a whole number of seconds above 0, or a timedelta")
+    if type(value) is bool or not 0 < seconds <= MAX_LIFETIME:
+        raise ValueError(f"a number of seconds from 1 to {MAX_LIFETIME}, or a timedelta")
     return seconds
 
 
@@ -232,6 +233,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Also keep values that only pickle can keep. Not with a store that keeps data in cookies.",
     ),
     Setting(
+        "SESSION_PRINCIPALS",
+        False,
+        _flag,
+        "Keep an index from users to their sessions, to list them and to end them.",
+    ),
+    Setting(
         "SESSION_MERGE_RULES",
         {},
         _rules,
@@ -293,6 +300,7 @@ class Settings:
     session_cookie_compress: bool
     session_cache_control: str
     session_pickle: bool
+    session_principals: bool
     session_merge_rules: dict[str, MergeRule]
 
     def __init__(self, source: object = None, **overrides: Any) -> None:
@@ -331,16 +339,17 @@ class Settings:
         for secret in self.secret_key_fallbacks:
             check_secret(secret, "SECRET_KEY_FALLBACKS")
         self._check_cookie()
-        if self.session_pickle and self.session_store == _COOKIE_STORE:
-            raise ConfigurationError(
-                "SESSION_PICKLE is for stores that keep the data on the server: "
-                "set SESSION_STORE to one, or SESSION_PICKLE = False"
-            )
-        if self.session_cache_url is not None and self.session_store == _COOKIE_STORE:
-            raise ConfigurationError(
-                "SESSION_CACHE_URL is for stores that keep the data on the server: "
-                "set SESSION_STORE to one, or remove SESSION_CACHE_URL"
-            )
+        if self.session_store == _COOKIE_STORE:
+            for name, value in (
+                ("SESSION_PICKLE", self.session_pickle),
+                ("SESSION_PRINCIPALS", self.session_principals),
+                ("SESSION_CACHE_URL", self.session_cache_url),
+            ):
+                if value:
+                    raise ConfigurationError(
+                        f"{name} is for stores that keep the data on the server: "
+                        f"set SESSION_STORE to one, or remove {name}"
+                    )
         if (
             not self.session_prefix.isascii()
             or not self.session_prefix.replace(" ", "_") == (self.session_prefix)

@@ -29,6 +29,8 @@ class Authenticator(Protocol):
 
     def tag(self, message: bytes) -> bytes: ...
 
+    def tags(self, message: bytes) -> list[bytes]: ...
+
     def verify(self, message: bytes, tag: bytes) -> bool: ...
 
 
@@ -99,3 +101,18 @@ class SessionIds:
 
     def _hash(self, secret: bytes) -> str:
         return self._prefix + sha256(secret).hexdigest()
+
+
+class Owners:
+    """Names principals by keyed hashes, so that an index tells nobody who they are."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    def name(self, principal: str | None) -> str | None:
+        """The name under which a session of *principal* is indexed."""
+        return None if principal is None else self._authenticator.tag(principal.encode()).hex()
+
+    def names(self, principal: str) -> list[str]:
+        """The names that it may be indexed under, also from before a rotation of keys."""
+        return [tag.hex() for tag in self._authenticator.tags(principal.encode())]

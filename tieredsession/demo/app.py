@@ -130,9 +130,12 @@ class Demo:
                 with self._meter.cost.watch():
                     session = request.session
                     session["visits"] = session.get("visits", 0) + 1
+                    session["seen"] = datetime.fromtimestamp(int(self._clock()), timezone.utc)
                 return self._show(request)
             if request.path == "/plain":
-                return Response(page.plain(request.session), headers=_HEADERS)
+                with self._meter.cost.watch():
+                    text = page.plain(request.session)
+                return Response(text, headers=_HEADERS)
             if request.path == "/untouched":
                 return redirect("/", 303)
         return Response("There is nothing here.\n", 404, headers=_HEADERS)
@@ -186,12 +189,12 @@ def _login(session: Session, form: Mapping[str, str]) -> None:
         session.flash(f"A name has 1 to {MAX_NAME} characters.", "error")
         return
     session.bind(name)
-    session.flash(f"Welcome, {name}. Same data, new id: whoever knew the old one lost it.")
+    session.flash(f"Welcome, {name}. The data came along; the cookie is another one.")
 
 
 def _logout(session: Session, form: Mapping[str, str]) -> None:
     session.destroy()
-    session.flash("You are logged out. This is another session, with another id.")
+    session.flash("You are logged out, and this is another session.")
 
 
 def _remember(session: Session, form: Mapping[str, str]) -> None:
@@ -213,8 +216,7 @@ def _add(session: Session, form: Mapping[str, str]) -> None:
     elif len(items) >= MAX_ITEMS:
         session.flash(f"A list has {MAX_ITEMS} items at most.", "error")
     else:
-        added = datetime.now(timezone.utc).replace(microsecond=0)
-        items.append({"name": name, "quantity": 1, "added": added})
+        items.append({"name": name, "quantity": 1})
 
 
 def _more(session: Session, form: Mapping[str, str]) -> None:

@@ -27,7 +27,8 @@ class Cost:
     *calls* names the methods of the store in the order of their calls. *cookie_in* counts
     the bytes of name and value, *cookie_out* those of the whole ``Set-Cookie`` line.
     *token* is the cookie that the browser holds after the response, if any. *seconds* pass
-    in the middleware and wherever :meth:`watch` looks, not in the application.
+    in the middleware and wherever :meth:`watch` looks, not in the application; *in_store*
+    is the part of them that the store took.
     """
 
     request: str
@@ -37,6 +38,7 @@ class Cost:
     cookie_out: int = 0
     token: str | None = None
     seconds: float = 0.0
+    in_store: float = 0.0
     _since: float | None = None
 
     def start(self) -> None:
@@ -57,6 +59,16 @@ class Cost:
             yield
         finally:
             self.stop()
+
+    @contextmanager
+    def call(self, method: str) -> Iterator[None]:
+        """Count one call of the store."""
+        self.calls.append(method)
+        began = self.timer()
+        try:
+            yield
+        finally:
+            self.in_store += self.timer() - began
 
 
 _current: ContextVar[Cost] = ContextVar("tieredsession.demo.cost")
@@ -130,23 +142,23 @@ class MeteredStore:
 
     def load(self, token: str, now: float) -> Record | None:
         """Count, and load."""
-        self._meter.cost.calls.append("load")
-        return self._store.load(token, now)
+        with self._meter.cost.call("load"):
+            return self._store.load(token, now)
 
     def create(self, record: Record, now: float) -> Saved:
         """Count, and create."""
-        self._meter.cost.calls.append("create")
-        return self._store.create(record, now)
+        with self._meter.cost.call("create"):
+            return self._store.create(record, now)
 
     def update(self, token: str, record: Record, now: float) -> Saved:
         """Count, and update."""
-        self._meter.cost.calls.append("update")
-        return self._store.update(token, record, now)
+        with self._meter.cost.call("update"):
+            return self._store.update(token, record, now)
 
     def delete(self, token: str, now: float, version: int | None = None) -> None:
         """Count, and delete."""
-        self._meter.cost.calls.append("delete")
-        self._store.delete(token, now, version)
+        with self._meter.cost.call("delete"):
+            self._store.delete(token, now, version)
 
     def label(self, token: str) -> str | None:
         """What logs call the session; no call to any tier."""

@@ -103,11 +103,11 @@ def render(
 {_visitor(session, csrf)}
 {_list(session.get("list", []), csrf)}
 {_replay(place, replay)}
+{_whereabouts(session, place, now)}
 </div>
 <div class="column">
 {_cost(cost, recent)}
 {_contents(session)}
-{_whereabouts(session, place, now)}
 {_events(events)}
 </div>
 </main>
@@ -221,7 +221,8 @@ def _cost(cost: Cost, recent: Sequence[Cost]) -> str:
     rows = "".join(
         f'<tr><th scope="row">{_e(c.request)}</th><td>{_e(" + ".join(c.calls) or "none")}</td>'
         f'<td class="number">{c.cookie_in}</td><td class="number">{c.cookie_out}</td>'
-        f'<td class="number">{c.seconds * 1e6:.0f}</td></tr>'
+        f'<td class="number">{_micro(c.seconds)}</td>'
+        f'<td class="number">{_micro(c.in_store)}</td></tr>'
         for c in recent
     )
     calls = "call" if len(cost.calls) == 1 else "calls"
@@ -231,18 +232,19 @@ def _cost(cost: Cost, recent: Sequence[Cost]) -> str:
 <div><dt>store {calls}</dt><dd>{len(cost.calls)}</dd></div>
 <div><dt>cookie in</dt><dd>{cost.cookie_in}<small> B</small></dd></div>
 <div><dt>cookie out</dt><dd>{cost.cookie_out}<small> B</small></dd></div>
-<div><dt>session layer</dt><dd>{cost.seconds * 1e6:.0f}<small> µs</small></dd></div>
+<div><dt>session layer</dt><dd>{_micro(cost.seconds)}<small> µs</small></dd></div>
 </dl>
 <div class="scroll"><table>
-<caption>The latest requests, newest first. Of {MAX_LINE} bytes that browsers keep, a cookie
-line counts whole.</caption>
+<caption>The latest requests, newest first. A cookie may take {MAX_LINE} bytes, name and
+attributes included.</caption>
 <thead><tr><th scope="col">request</th><th scope="col">store calls</th>
 <th scope="col" class="number">in, B</th><th scope="col" class="number">out, B</th>
-<th scope="col" class="number">µs</th></tr></thead>
+<th scope="col" class="number">µs</th>
+<th scope="col" class="number">in store</th></tr></thead>
 <tbody>{rows}</tbody>
 </table></div>
-<p class="lead"><a href="/untouched">Ask for a page that never looks at its session</a>: it
-costs nothing.</p>
+<p class="lead"><a href="/untouched">Ask for a page that never looks at its session</a>:
+it calls no store and sends no cookie.</p>
 </section>"""
 
 
@@ -281,7 +283,7 @@ def _whereabouts(session: Session, place: Place, now: float) -> str:
 
 def _events(events: Sequence[tuple[float, Event]]) -> str:
     rows = "".join(
-        f"<li><time>{_clock(when)[-8:]}</time> <strong>{_e(type(event).__name__)}</strong> "
+        f"<li><time>{_clock(when)[11:19]}</time> <strong>{_e(type(event).__name__)}</strong> "
         f"{_e(_details(event))}</li>"
         for when, event in events
     )
@@ -297,8 +299,12 @@ def _details(event: Event) -> str:
     return ", ".join(f"{name} {value}" for name, value in values if value is not None)
 
 
+def _micro(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
 def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _span(seconds: float) -> str:
