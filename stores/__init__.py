@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tieredsession.stores.cookie import SecureCookieSessionStore
+    from tieredsession.stores.datastore import GAESessionStore
+    from tieredsession.stores.hybrid import HybridSessionStore
     from tieredsession.stores.memory import MemorySessionStore
     from tieredsession.stores.sqlite import SQLiteSessionStore
 
-__all__ = ["MemorySessionStore", "SQLiteSessionStore", "SecureCookieSessionStore"]
+__all__ = [
+    "GAESessionStore",
+    "HybridSessionStore",
+    "MemorySessionStore",
+    "SQLiteSessionStore",
+    "SecureCookieSessionStore",
+]
 
 _HOMES = {
+    "GAESessionStore": "datastore",
+    "HybridSessionStore": "hybrid",
     "MemorySessionStore": "memory",
     "SQLiteSessionStore": "sqlite",
     "SecureCookieSessionStore": "cookie",

@@ -49,18 +49,23 @@ class SecureCookieSessionStore:
         return Saved(encode_base64(self._envelope.seal(record)), 0)
 
     def update(self, token: str, record: Record, now: float) -> Saved:
+        self._check(token, now)
+        return self.create(record, now)
+
+    def delete(self, token: str, now: float, version: int | None = None) -> None:
+        """The browser is told to forget the cookie; there is nothing else to delete."""
+        if version is not None:
+            self._check(token, now)
+
+    def label(self, token: str) -> str | None:
+        return None
+
+    def _check(self, token: str, now: float) -> None:
         try:
             if self._open(token).expires <= now:
                 raise Gone("the session has expired")
         except Refused:
             raise Gone("the token is not a session") from None
-        return self.create(record, now)
-
-    def delete(self, token: str, now: float, version: int | None = None) -> None:
-        """Nothing to do: the browser is told to forget the cookie."""
-
-    def label(self, token: str) -> str | None:
-        return None
 
     def _open(self, token: str) -> Record:
         sealed = decode_base64(token)

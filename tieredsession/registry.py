@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,15 @@ from tieredsession.observers import fan_out
 from tieredsession.options import StoreOptions
 from tieredsession.settings import Settings
 from tieredsession.url import URL
+
+COOKIE = "tieredsession.stores.SecureCookieSessionStore"
+HYBRID = "tieredsession.stores.HybridSessionStore"
+
+SERVER_STORES = {
+    "datastore": "tieredsession.stores.GAESessionStore",
+    "sqlite": "tieredsession.stores.SQLiteSessionStore",
+}
+"""The schemes of ``SESSION_STORE_URL`` for the server half of a hybrid store."""
 
 CACHES = {
     "memory": "tieredsession.stores.memory_cache:MemoryCache",
@@ -50,10 +60,10 @@ def open_cache(text: str) -> Cache:
 
 
 def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> SessionStore:
-    """The store that *settings* name, ready for use.
+    """The store that *settings* name, with its cache in front, ready for use.
 
     Raises:
-        ConfigurationError: the name is not a store's, or its URL is wrong.
+        ConfigurationError: the name is not a store's, or a URL is wrong.
         MissingDependencyError: it needs an extra that is not installed.
     """
     url = settings.session_store_url
@@ -67,12 +77,27 @@ def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> Sessio
         principals=settings.session_principals,
         observer=fan_out(observers),
     )
-    make = getattr(_import(settings.session_store), "from_options", None)
+    if settings.session_store != HYBRID:
+        return _with_cache(_make(settings.session_store, options), settings, options)
+    scheme = "datastore" if options.url is None else options.url.scheme
+    if scheme not in SERVER_STORES:
+        known = ", ".join(SERVER_STORES)
+        raise ConfigurationError(f"SESSION_STORE_URL has the unknown scheme {scheme!r}: {known}")
+    server = _with_cache(_make(SERVER_STORES[scheme], options), settings, options)
+    cookie = _make(COOKIE, replace(options, url=None))
+    hybrid: SessionStore = _import(HYBRID)(cookie, server)
+    return hybrid
+
+
+def _make(path: str, options: StoreOptions) -> SessionStore:
+    make = getattr(_import(path), "from_options", None)
     if make is None:
-        raise ConfigurationError(
-            f"SESSION_STORE {settings.session_store!r} is not a store: it has no from_options"
-        )
+        raise ConfigurationError(f"SESSION_STORE {path!r} is not a store: it has no from_options")
     store: SessionStore = make(options)
+    return store
+
+
+def _with_cache(store: SessionStore, settings: Settings, options: StoreOptions) -> SessionStore:
     if settings.session_cache_url is None:
         return store
     from tieredsession.stores.tiered import TieredSessionStore

@@ -10,6 +10,7 @@ import pytest
 from tieredsession.keyring import Keyring
 from tieredsession.options import StoreOptions
 from tieredsession.stores.cookie import SecureCookieSessionStore
+from tieredsession.stores.hybrid import HybridSessionStore
 from tieredsession.stores.memory import MemorySessionStore
 from tieredsession.stores.sqlite import SQLiteSessionStore
 from tieredsession.testing import StoreContract, SweepContract
@@ -41,3 +42,21 @@ class TestSQLiteSessionStore(StoreContract, SweepContract):
         )
         yield store
         store.close()
+
+
+class TestHybridSessionStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> HybridSessionStore:
+        cookie = SecureCookieSessionStore.from_options(OPTIONS)
+        return HybridSessionStore(cookie, MemorySessionStore.from_options(OPTIONS))
+
+
+class TestHybridSessionStoreOnTheServer(StoreContract):
+    """With no room in the cookie, every session is the server store's."""
+
+    @pytest.fixture
+    def store(self) -> HybridSessionStore:
+        cookie = SecureCookieSessionStore.from_options(OPTIONS)
+        store = HybridSessionStore(cookie, MemorySessionStore.from_options(OPTIONS), limit=0)
+        store.revocable = True  # every one of them is, here
+        return store

@@ -1,0 +1,77 @@
+"""The hybrid store: when a session moves from the cookie to the server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tieredsession.contracts import Record
+from tieredsession.errors import Gone
+from tieredsession.keyring import Keyring
+from tieredsession.options import StoreOptions
+from tieredsession.stores.cookie import SecureCookieSessionStore
+from tieredsession.stores.hybrid import HybridSessionStore
+from tieredsession.stores.memory import MemorySessionStore
+from tieredsession.testing import Chaos
+from tieredsession.tokens import TOKEN_LENGTH
+
+NOW = 1_800_000_000.0
+SMALL = Record(b"small", NOW + 3600, NOW)
+LARGE = SMALL._replace(payload=bytes(5000))
+OPTIONS = StoreOptions(Keyring("only for tests, only for tests, 1"), "id")
+
+
+@pytest.fixture
+def chaos() -> Chaos:
+    return Chaos()
+
+
+@pytest.fixture
+def store(chaos: Chaos) -> HybridSessionStore:
+    server = chaos.wrap(MemorySessionStore.from_options(OPTIONS))
+    return HybridSessionStore(SecureCookieSessionStore.from_options(OPTIONS), server)
+
+
+def test_an_anonymous_visitor_costs_the_server_nothing(
+    store: HybridSessionStore, chaos: Chaos
+) -> None:
+    """A small session of nobody is created, read, changed and deleted without the server."""
+    saved = store.create(SMALL, NOW)
+    saved = store.update(saved.token, SMALL._replace(payload=b"more"), NOW)
+    assert store.load(saved.token, NOW) is not None
+    store.delete(saved.token, NOW)
+    assert set(chaos.calls) <= {"label"}  # which asks nobody
+
+
+def test_a_session_that_outgrows_the_cookie_moves(store: HybridSessionStore) -> None:
+    """What no longer fits into a cookie goes to the server, whole, under an id."""
+    saved = store.create(SMALL, NOW)
+    moved = store.update(saved.token, LARGE, NOW)
+    assert len(moved.token) == TOKEN_LENGTH
+    assert store.load(moved.token, NOW) == LARGE._replace(version=moved.version)
+
+
+def test_a_large_session_begins_on_the_server(store: HybridSessionStore) -> None:
+    """What never fitted into a cookie begins on the server."""
+    assert len(store.create(LARGE, NOW).token) == TOKEN_LENGTH
+
+
+def test_a_login_lives_on_the_server(store: HybridSessionStore) -> None:
+    """A session of somebody is on the server from its first save, and can be revoked."""
+    saved = store.create(SMALL._replace(principal="ann"), NOW)
+    assert len(saved.token) == TOKEN_LENGTH
+    store.delete(saved.token, NOW)
+    assert store.load(saved.token, NOW) is None
+
+
+def test_a_session_that_shrinks_stays(store: HybridSessionStore) -> None:
+    """A session on the server stays there, so that its old states cannot be replayed."""
+    saved = store.create(LARGE, NOW)
+    again = store.update(saved.token, SMALL._replace(version=saved.version), NOW)
+    assert again.token == saved.token
+
+
+def test_the_expired_does_not_move(store: HybridSessionStore) -> None:
+    """A session that has expired in the cookie is not brought to life on the server."""
+    saved = store.create(SMALL, NOW)
+    with pytest.raises(Gone):
+        store.update(saved.token, LARGE._replace(expires=NOW + 9000), NOW + 7200)
