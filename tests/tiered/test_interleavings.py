@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import greenlet
 import pytest
@@ -32,6 +32,8 @@ from tieredsession.keyring import Keyring
 from tieredsession.options import StoreOptions
 from tieredsession.stores.memory import MemorySessionStore
 from tieredsession.stores.tiered import TieredSessionStore
+
+T = TypeVar("T")
 
 NOW = 1_800_000_000.0
 OPTIONS = StoreOptions(Keyring("only for tests, only for tests, 1"), "id")
@@ -111,7 +113,7 @@ class CacheClient:
         number = self._slots.put(key, b"" if self._kind == "meta" else value)
         return Found(None, won=True, handle=value if self._kind == "redis" else number)
 
-    def _call(self, act: Callable[[], Any]) -> Any:
+    def _call(self, act: Callable[[], T]) -> T:
         outcome = self._step("cache")
         if outcome == "fail":
             raise CacheError("made to fail")
@@ -343,7 +345,6 @@ def test_all_schedules_of_two_clients_with_one_fault(roles: str, kind: str) -> N
 def test_many_schedules_of_three_clients_with_one_fault(roles: str, kind: str) -> None:
     """No sampled order of three clients' events with one fault does any harm."""
     seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
     pick = random.Random(seed)
     for _ in range(1500):
         schedule = Schedule([], pick)

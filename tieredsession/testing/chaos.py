@@ -9,6 +9,8 @@ from tieredsession.errors import StoreUnavailable
 
 T = TypeVar("T")
 
+_LOCAL = frozenset({"label", "server"})  # of the contracts' methods, those that ask nobody
+
 
 class Chaos:
     """Plans what happens to calls of a store or cache, and counts them.
@@ -81,7 +83,7 @@ class _Wrapped:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._target, name)
-        if not callable(attribute):
+        if not callable(attribute) or name in _LOCAL:
             return attribute
 
         def planned(*args: Any, **kwargs: Any) -> Any:

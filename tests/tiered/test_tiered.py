@@ -1,0 +1,492 @@
+"""The tiered store: what each call costs, and what failing tiers cost the visitor."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tieredsession import events
+from tieredsession.contracts import Found, Record, SessionStore
+from tieredsession.errors import CacheError, CacheTimeout, Conflict, Gone, StoreUnavailable
+from tieredsession.keyring import Keyring
+from tieredsession.options import StoreOptions
+from tieredsession.stores.breaker import MAX_REMEMBERED
+from tieredsession.stores.memory import MemorySessionStore
+from tieredsession.stores.memory_cache import MemoryCache
+from tieredsession.stores.sqlite import SQLiteSessionStore
+from tieredsession.stores.tiered import VALUE_TTL, TieredSessionStore
+from tieredsession.testing import Chaos, FakeClock, StoreContract
+
+NOW = 1_800_000_000.0
+RECORD = Record(b"one", NOW + 86_400, NOW)
+OPTIONS = StoreOptions(Keyring("only for tests, only for tests, 1"), "id")
+
+
+class Tiers:
+    """A cache and a durable store that processes share; each tier's calls can be made to fail."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.memory = MemoryCache(clock=self.clock)
+        self.durable = MemorySessionStore.from_options(OPTIONS)
+        self.events: list[events.Event] = []
+
+    def process(self, error: Callable[[str], Exception] = CacheError) -> Process:
+        return Process(self, error)
+
+    @property
+    def cached(self) -> list[bytes]:
+        return [entry.value for entry, _ in self.memory._slots.values()]
+
+
+class Process:
+    """One process's own way to the tiers."""
+
+    def __init__(self, tiers: Tiers, error: Callable[[str], Exception] = CacheError) -> None:
+        self.to_cache = Chaos(error)
+        self.to_durable = Chaos()
+        self.store = TieredSessionStore(
+            self.to_cache.wrap(tiers.memory),
+            self.to_durable.wrap(tiers.durable),
+            OPTIONS.ids,
+            OPTIONS.record_envelope,
+            tiers.events.append,
+            clock=tiers.clock,
+        )
+
+    def calls(self) -> tuple[int, int]:
+        """Calls to the cache and to the durable store since last asked."""
+        counted = len(self.to_cache.calls), len(self.to_durable.calls)
+        self.to_cache.calls.clear()
+        self.to_durable.calls.clear()
+        return counted
+
+    def payload(self, token: str, now: float = NOW) -> bytes | None:
+        record = self.store.load(token, now)
+        return None if record is None else record.payload
+
+
+@pytest.fixture
+def tiers() -> Tiers:
+    return Tiers()
+
+
+@pytest.fixture
+def process(tiers: Tiers) -> Process:
+    return tiers.process()
+
+
+class TestTieredOverMemory(StoreContract):
+    @pytest.fixture
+    def store(self, process: Process) -> TieredSessionStore:
+        return process.store
+
+
+class TestTieredOverSQLite(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[TieredSessionStore]:
+        durable = SQLiteSessionStore(
+            tmp_path / "s.sqlite3", OPTIONS.ids, OPTIONS.record_envelope, synchronous="normal"
+        )
+        yield TieredSessionStore(MemoryCache(), durable, OPTIONS.ids, OPTIONS.record_envelope)
+        durable.close()
+
+
+class TestTieredWithADeadCache(StoreContract):
+    """A cache that never answers takes no promise away."""
+
+    @pytest.fixture
+    def store(self, process: Process) -> TieredSessionStore:
+        process.to_cache.down()
+        return process.store
+
+
+# -- what each call costs -------------------------------------------------------------
+
+
+def test_what_each_request_costs(process: Process, tiers: Tiers) -> None:
+    """Cache and durable calls are those of the table in the design, request by request."""
+    saved = process.store.create(RECORD, NOW)
+    assert process.calls() == (1, 1)
+    process.store.load(saved.token, NOW)
+    assert process.calls() == (1, 0)
+    saved = process.store.update(saved.token, RECORD._replace(version=saved.version), NOW)
+    assert process.calls() == (2, 1)
+    process.store.load(saved.token, NOW)
+    assert process.calls() == (1, 0)
+    tiers.memory._empty()
+    process.store.load(saved.token, NOW)
+    assert process.calls() == (2, 1)
+    process.store.load(saved.token, NOW)
+    assert process.calls() == (1, 0)
+    process.store.delete(saved.token, NOW, saved.version)
+    assert process.calls() == (2, 1)
+
+
+@pytest.mark.parametrize("token", ["A" * 32, "no token", ""])
+def test_a_forged_id_costs_no_call(process: Process, tiers: Tiers, token: str) -> None:
+    """A forged or malformed id reaches neither tier."""
+    assert process.store.load(token, NOW) is None
+    process.store.delete(token, NOW)
+    with pytest.raises(Gone):
+        process.store.update(token, RECORD, NOW)
+    assert tiers.memory._slots == {}
+
+
+def test_an_entry_dies_with_its_session(process: Process, tiers: Tiers) -> None:
+    """No cache entry outlives its session, nor the bound on staleness."""
+    for life in (100.0, 86_400.0):
+        process.store.create(RECORD._replace(expires=NOW + life), NOW)
+    ends = [expires - tiers.clock() for _, expires in tiers.memory._slots.values()]
+    assert 90 <= ends[0] <= 100
+    assert VALUE_TTL * 0.9 <= ends[1] <= VALUE_TTL
+
+
+def test_a_value_too_large_for_the_cache(process: Process, tiers: Tiers) -> None:
+    """What the cache cannot take is kept in the durable store, and the old entry goes."""
+    saved = process.store.create(RECORD, NOW)
+    large = RECORD._replace(payload=bytes(tiers.memory.max_value), version=saved.version)
+    process.store.update(saved.token, large, NOW)
+    assert not any(value[:1] == b"V" for value in tiers.cached)
+    assert process.payload(saved.token) == large.payload
+    assert process.payload(saved.token) == large.payload
+
+
+# -- entries that are not to be believed ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda value: b"V" + bytes(40),
+        lambda value: value[:-1] + bytes([value[-1] ^ 1]),
+        lambda value: value[:8] + b"\x09" + value[9:],
+        lambda value: b"garbage",
+        lambda value: b"V",
+    ],
+    ids=["invented", "changed", "another version", "garbage", "cut"],
+)
+def test_a_forged_entry_is_not_believed(
+    process: Process, tiers: Tiers, spoil: Callable[[bytes], bytes]
+) -> None:
+    """An entry that this site did not seal is passed over for the durable store."""
+    saved = process.store.create(RECORD, NOW)
+    (key,) = tiers.memory._slots
+    tiers.memory.set(key, spoil(tiers.cached[0]), 600)
+    assert process.payload(saved.token) == b"one"
+
+
+def test_a_forged_value_is_repaired(process: Process, tiers: Tiers) -> None:
+    """After a forged value was passed over once, the cache answers again."""
+    saved = process.store.create(RECORD, NOW)
+    (key,) = tiers.memory._slots
+    tiers.memory.set(key, b"V" + bytes(60), 600)
+    process.payload(saved.token)
+    process.calls()
+    assert process.payload(saved.token) == b"one"
+    assert process.calls() == (1, 0)
+    assert any(isinstance(event, events.CacheRefused) for event in tiers.events)
+
+
+def test_a_swapped_entry_is_not_believed(process: Process, tiers: Tiers) -> None:
+    """The entry of one session put in the place of another's opens nothing."""
+    mine = process.store.create(RECORD, NOW)
+    process.store.create(RECORD._replace(payload=b"other"), NOW)
+    my_key, other_key = tiers.memory._slots
+    entry = tiers.memory.get(other_key)
+    assert entry is not None
+    tiers.memory.set(my_key, entry.value, 600)
+    assert process.payload(mine.token) == b"one"
+
+
+# -- the cache fails ------------------------------------------------------------------
+
+
+def test_a_write_during_an_outage_is_seen_after_it(process: Process) -> None:
+    """What was written while the cache was away is read when it is back, not the old value."""
+    saved = process.store.create(RECORD, NOW)
+    process.to_cache.down()
+    new = RECORD._replace(payload=b"two", version=saved.version)
+    process.store.update(saved.token, new, NOW)
+    assert process.payload(saved.token) == b"two"
+    process.to_cache.up()
+    assert process.payload(saved.token) == b"two"
+
+
+def test_a_logout_during_an_outage_is_final(process: Process, tiers: Tiers) -> None:
+    """A session that was ended while the cache was away stays dead when it is back."""
+    saved = process.store.create(RECORD, NOW)
+    process.to_cache.down()
+    process.store.delete(saved.token, NOW, saved.version)
+    process.to_cache.up()
+    tiers.clock.advance(60)
+    for _ in range(3):
+        assert process.payload(saved.token) is None
+
+
+def test_everything_missed_is_made_good_first(process: Process, tiers: Tiers) -> None:
+    """Before a cache is trusted again, every entry that it could not be told of is marked."""
+    saved = [process.store.create(RECORD, NOW) for _ in range(20)]
+    process.to_cache.down()
+    for one in saved:
+        process.store.update(one.token, Record(b"two", NOW + 86_400, NOW, None, 1), NOW)
+    process.to_cache.up()
+    tiers.clock.advance(60)
+    assert process.payload(saved[0].token) == b"two"
+    other = tiers.process()
+    assert [other.payload(one.token) for one in saved] == [b"two"] * 20
+
+
+def test_more_missed_than_can_be_remembered(tiers: Tiers) -> None:
+    """After an outage with very many writes, all that is older than it is doubted."""
+    process = tiers.process(CacheTimeout)
+    saved = [process.store.create(RECORD, NOW) for _ in range(MAX_REMEMBERED + 5)]
+    process.to_cache.down()
+    for one in saved:
+        process.store.update(one.token, Record(b"two", NOW + 86_400, NOW, None, 1), NOW)
+    process.to_cache.up()
+    tiers.clock.advance(60)
+    assert [process.payload(one.token, NOW + 60) for one in saved] == [b"two"] * len(saved)
+    refused = [e.reason for e in tiers.events if isinstance(e, events.CacheRefused)]
+    assert "distrusted" in refused
+
+
+def test_the_bound_across_processes(tiers: Tiers) -> None:
+    """Another process may see the old value until the writer is back, or for VALUE_TTL."""
+    writer, reader = tiers.process(), tiers.process()
+    one, two = writer.store.create(RECORD, NOW), writer.store.create(RECORD, NOW)
+    writer.to_cache.down()
+    for saved in (one, two):
+        writer.store.update(saved.token, Record(b"new", NOW + 86_400, NOW, None, 1), NOW)
+    assert reader.payload(one.token) == b"one"  # the writer could not tell anybody
+    tiers.clock.advance(VALUE_TTL)
+    assert reader.payload(one.token) == b"new"
+
+    tiers.clock.advance(-VALUE_TTL)
+    assert reader.payload(two.token) == b"one"
+    writer.to_cache.up()
+    tiers.clock.advance(60)
+    writer.payload(one.token)  # whatever it does next, it first makes good what it missed
+    assert reader.payload(two.token) == b"new"
+
+
+def test_a_silent_cache_is_found_out_once(tiers: Tiers) -> None:
+    """After one time-out nobody waits again, but for one probe after each longer pause."""
+    process = tiers.process(CacheTimeout)
+    saved = process.store.create(RECORD, NOW)
+    process.to_cache.down()
+    process.calls()
+    for _ in range(50):
+        assert process.payload(saved.token) == b"one"
+    assert process.calls() == (1, 50)
+    asked = 0
+    for _ in range(600):
+        tiers.clock.advance(0.1)
+        process.payload(saved.token)
+        asked += process.calls()[0]
+    assert 3 <= asked <= 8  # pauses of 1, 2, 4, 8, 16, 30 seconds, give or take a fifth
+
+
+def test_a_refusal_is_tried_once_more(process: Process) -> None:
+    """A failure that costs no time does not open the breaker by itself."""
+    saved = process.store.create(RECORD, NOW)
+    process.to_cache.fail("get_or_add")
+    process.payload(saved.token)
+    process.calls()
+    assert process.payload(saved.token) == b"one"
+    assert process.calls() == (1, 0)
+
+
+def test_breaker_events(tiers: Tiers) -> None:
+    """The operator is told when a cache is left alone, and when it is in use again."""
+    process = tiers.process(CacheTimeout)
+    saved = process.store.create(RECORD, NOW)
+    process.to_cache.down()
+    process.store.update(saved.token, RECORD._replace(version=1), NOW)
+    process.to_cache.up()
+    tiers.clock.advance(2)
+    process.payload(saved.token)
+    told = [type(event).__name__ for event in tiers.events]
+    assert [name for name in told if name.startswith("Breaker")] == [
+        "BreakerOpened",
+        "BreakerClosed",
+    ]
+    closed = next(event for event in tiers.events if isinstance(event, events.BreakerClosed))
+    assert closed.marked == 1
+
+
+def test_a_probe_that_fails_keeps_what_was_missed(tiers: Tiers) -> None:
+    """What could not be made good at the first probe is made good at a later one."""
+    process = tiers.process(CacheTimeout)
+    saved = process.store.create(RECORD, NOW)
+    process.to_cache.down()
+    process.store.update(saved.token, Record(b"two", NOW + 86_400, NOW, None, 1), NOW)
+    process.to_cache.up()
+    process.to_cache.fail("set")
+    tiers.clock.advance(2)
+    assert process.payload(saved.token) == b"two"  # the probe answered, the marking failed
+    tiers.clock.advance(10)
+    assert process.payload(saved.token) == b"two"
+    assert tiers.process().payload(saved.token) == b"two"
+
+
+def test_a_strict_logout_fails_while_the_cache_cannot_be_told(tiers: Tiers) -> None:
+    """With strict_delete, a logout is not acknowledged while others might see the session."""
+    to_cache = Chaos(CacheError)
+    store = TieredSessionStore(
+        to_cache.wrap(tiers.memory),
+        tiers.durable,
+        OPTIONS.ids,
+        OPTIONS.record_envelope,
+        strict_delete=True,
+        clock=tiers.clock,
+    )
+    saved = store.create(RECORD, NOW)
+    to_cache.down()
+    with pytest.raises(StoreUnavailable, match="cache could not be told"):
+        store.delete(saved.token, NOW, saved.version)
+    assert tiers.durable.load(saved.token, NOW) is None
+
+
+# -- the durable store fails ----------------------------------------------------------
+
+
+def test_a_warm_read_needs_no_durable_store(process: Process) -> None:
+    """While the durable store is away, what is cached is read."""
+    saved = process.store.create(RECORD, NOW)
+    process.to_durable.down()
+    assert process.payload(saved.token) == b"one"
+
+
+def test_a_cold_read_without_the_durable_store(process: Process, tiers: Tiers) -> None:
+    """While the durable store is away, what is not cached is unknown, not empty."""
+    saved = process.store.create(RECORD, NOW)
+    tiers.memory._empty()
+    process.to_durable.down()
+    with pytest.raises(StoreUnavailable):
+        process.store.load(saved.token, NOW)
+
+
+@pytest.mark.parametrize("fault", ["fail", "lose_reply"])
+def test_what_was_not_acknowledged_is_not_shown(process: Process, fault: str) -> None:
+    """After a failed commit the durable store is asked, whatever the commit came to."""
+    saved = process.store.create(RECORD, NOW)
+    getattr(process.to_durable, fault)("update")
+    with pytest.raises(StoreUnavailable):
+        process.store.update(saved.token, Record(b"two", NOW + 86_400, NOW, None, 1), NOW)
+    assert process.payload(saved.token) == (b"one" if fault == "fail" else b"two")
+
+
+@pytest.mark.parametrize("fault", ["fail", "lose_reply"])
+def test_a_logout_that_fails_says_so(process: Process, fault: str) -> None:
+    """A deletion that the durable store did not acknowledge raises."""
+    saved = process.store.create(RECORD, NOW)
+    getattr(process.to_durable, fault)("delete")
+    with pytest.raises(StoreUnavailable):
+        process.store.delete(saved.token, NOW, saved.version)
+    assert (process.payload(saved.token) is None) == (fault == "lose_reply")
+
+
+# -- many at once ---------------------------------------------------------------------
+
+
+class Gate(MemoryCache):
+    """Says when somebody has been to the cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed = threading.Semaphore(0)
+
+    def get_or_add(self, key: str, value: bytes, ttl: float) -> Found:
+        found = super().get_or_add(key, value, ttl)
+        self.passed.release()
+        return found
+
+
+def test_many_misses_make_one_lookup() -> None:
+    """Threads that miss one session at once share one lookup, and its answer."""
+    gate, chaos = Gate(), Chaos()
+    durable = MemorySessionStore.from_options(OPTIONS)
+    token = durable.create(RECORD, NOW).token
+    store = TieredSessionStore(gate, chaos.wrap(durable), OPTIONS.ids, OPTIONS.record_envelope)
+    threads = 12
+
+    def wait_for_all() -> None:
+        for _ in range(threads):
+            assert gate.passed.acquire(timeout=20)
+
+    chaos.before("load", wait_for_all)
+    with ThreadPoolExecutor(threads) as pool:
+        records = list(pool.map(lambda _: store.load(token, NOW), range(threads)))
+    assert records == [RECORD._replace(version=1)] * threads
+    assert chaos.calls.count("load") == 1
+
+
+def test_many_misses_of_a_store_that_fails() -> None:
+    """Threads that share a lookup share its failure: none sees an empty session."""
+    gate, chaos = Gate(), Chaos()
+    durable = MemorySessionStore.from_options(OPTIONS)
+    token = durable.create(RECORD, NOW).token
+    store = TieredSessionStore(gate, chaos.wrap(durable), OPTIONS.ids, OPTIONS.record_envelope)
+
+    def wait_and_fail() -> None:
+        for _ in range(4):
+            assert gate.passed.acquire(timeout=20)
+        raise StoreUnavailable("made to fail")
+
+    def load(_: int) -> str:
+        try:
+            return repr(store.load(token, NOW))
+        except StoreUnavailable:
+            return "unavailable"
+
+    chaos.before("load", wait_and_fail)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(load, range(4))) == ["unavailable"] * 4
+
+
+# -- deleting without a version, and by principal -------------------------------------
+
+
+def test_a_deletion_without_a_version_meets_a_writer(process: Process, tiers: Tiers) -> None:
+    """A session that is saved by others while it is deleted is deleted all the same."""
+    saved = process.store.create(RECORD, NOW)
+    other = tiers.process()
+
+    def save() -> None:
+        record = tiers.durable.load(saved.token, NOW)
+        assert record is not None
+        other.store.update(saved.token, record, NOW)
+
+    process.to_durable.before("delete", save)
+    process.store.delete(saved.token, NOW)
+    assert process.payload(saved.token) is None
+    assert other.payload(saved.token) is None
+
+
+def test_sessions_of_a_principal_end_in_both_tiers(process: Process, tiers: Tiers) -> None:
+    """A session that is ended by its key is dead in the cache, too."""
+    saved = process.store.create(RECORD._replace(principal="ann"), NOW)
+    process.store.create(RECORD, NOW)
+    assert process.store.principals
+    (owned,) = process.store.sessions_of("ann", NOW)
+    with pytest.raises(Conflict):
+        process.store.end(owned.key, NOW, owned.record.version + 1)
+    process.store.end(owned.key, NOW, owned.record.version)
+    assert process.payload(saved.token) is None
+    assert process.store.sessions_of("ann", NOW) == []
+
+
+def test_a_store_without_an_index_says_so() -> None:
+    """Over a store that keeps no index, the tiered store keeps none either."""
+
+    class Plain:
+        revocable = True
+
+    durable: SessionStore = Plain()  # type: ignore[assignment]
+    store = TieredSessionStore(MemoryCache(), durable, OPTIONS.ids, OPTIONS.record_envelope)
+    assert not store.principals
