@@ -27,6 +27,7 @@ from zoneinfo import ZoneInfo
 import msgpack
 
 from tieredsession.errors import DecodeError, UnstorableError
+from tieredsession.tables import to_columns, to_floats, to_rows, to_scaled
 
 MAX_BYTES = 1 << 20
 MAX_EXTENSION_DEPTH = 16  # sets and tuples inside one another
@@ -46,6 +47,8 @@ _TUPLE = 11
 _COMPLEX = 12
 _BIG_INTEGER = 13
 _PICKLE = 14
+_TABLE = 15
+_SCALED = 16
 
 _EPOCH = dt.datetime(1970, 1, 1)
 _EPOCH_UTC = _EPOCH.replace(tzinfo=dt.timezone.utc)
@@ -126,6 +129,8 @@ _COLLECTIONS: dict[int, Callable[[list[Any]], Any]] = {
     _SET: set,
     _FROZENSET: frozenset,
     _TUPLE: tuple,
+    _TABLE: to_rows,
+    _SCALED: to_floats,
 }
 
 
@@ -135,10 +140,13 @@ class MsgpackCodec:
     Args:
         pickle: also keep values of any other type by pickling them. Only for stores whose
             records never leave the server; ``SESSION_PICKLE`` switches it on.
+        tables: keep lists of alike dicts as columns, for where every byte is weighed.
+            They are decoded in any case.
     """
 
-    def __init__(self, *, pickle: bool = False) -> None:
+    def __init__(self, *, pickle: bool = False, tables: bool = False) -> None:
         self._pickle = pickle
+        self._tables = tables
         self._local = threading.local()
         self._ext_hook = self._hook_at(0)
 
@@ -156,13 +164,9 @@ class MsgpackCodec:
             UnstorableError: a value (its path and type are named), its size or its depth
                 is beyond what a session keeps.
         """
+        packer = self._packer(0)
         try:
-            packer = self._local.packer
-        except AttributeError:
-            # A packer with a hook is not safe to share between threads.
-            packer = self._local.packer = self._packer(0)
-        try:
-            payload: bytes = packer.pack(data)
+            payload: bytes = packer.pack(self._with_tables(data) if self._tables else data)
         except Exception as error:
             raise self._explain(data, error) from None
         if len(payload) > MAX_BYTES:
@@ -191,6 +195,20 @@ class MsgpackCodec:
         return data
 
     def _packer(self, depth: int) -> msgpack.Packer:
+        """This thread's packer for sets, tuples and tables inside *depth* others.
+
+        A packer with a hook is not safe to share between threads, nor to call from its hook.
+        """
+        packers: list[msgpack.Packer]
+        try:
+            packers = self._local.packers
+        except AttributeError:
+            packers = self._local.packers = []
+        while len(packers) <= depth:
+            packers.append(self._new_packer(len(packers)))
+        return packers[depth]
+
+    def _new_packer(self, depth: int) -> msgpack.Packer:
         def default(value: Any) -> msgpack.ExtType:
             kind = type(value)
             encoder = _PLAIN_ENCODERS.get(kind)
@@ -207,6 +225,28 @@ class MsgpackCodec:
             raise TypeError(kind)
 
         return msgpack.Packer(default=default, strict_types=True)
+
+    def _with_tables(self, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        """*data* with the lists in it, and in the dicts in it, as tables where they can be."""
+        changed: dict[Any, Any] = {}
+        for key, value in data.items():
+            if type(value) is list:
+                columns = to_columns(value)
+                if columns is not None:
+                    changed[key] = self._table(columns)
+            elif type(value) is dict:
+                inner = self._with_tables(value)
+                if inner is not value:
+                    changed[key] = inner
+        return {**data, **changed} if changed else data
+
+    def _table(self, columns: list[list[Any]]) -> msgpack.ExtType:
+        packer = self._packer(1)
+        for place, column in enumerate(columns):
+            scaled = to_scaled(column)
+            if scaled is not None:
+                columns[place] = msgpack.ExtType(_SCALED, packer.pack(scaled))
+        return msgpack.ExtType(_TABLE, packer.pack(columns))
 
     def _items(self, values: Any, depth: int) -> list[bytes]:
         packer = self._packer(depth)

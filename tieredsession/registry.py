@@ -124,7 +124,10 @@ def open_manager(
     observers = tuple(observers)
     return SessionManager(
         store if store is not None else open_store(settings, observers),
-        MsgpackCodec(pickle=settings.session_pickle),
+        MsgpackCodec(
+            pickle=settings.session_pickle,
+            tables=settings.session_cookie_compress and settings.session_store in (COOKIE, HYBRID),
+        ),
         CookieWriter(
             settings.session_cookie_name,
             domain=settings.session_cookie_domain,

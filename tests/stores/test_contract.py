@@ -13,11 +13,12 @@ from tieredsession.stores.cookie import SecureCookieSessionStore
 from tieredsession.stores.hybrid import HybridSessionStore
 from tieredsession.stores.memory import MemorySessionStore
 from tieredsession.stores.sqlite import SQLiteSessionStore
-from tieredsession.testing import StoreContract, SweepContract
+from tieredsession.testing import PrincipalContract, StoreContract, SweepContract
 
-OPTIONS = StoreOptions(Keyring("only for tests, only for tests, 1"), "id", prefix="app:")
-ENCRYPTED = StoreOptions(Keyring("only for tests, only for tests, 1"), "id", encrypt=True)
-COMPRESSED = StoreOptions(Keyring("only for tests, only for tests, 1"), "id", compress=True)
+KEYRING = Keyring("only for tests, only for tests, 1")
+OPTIONS = StoreOptions(KEYRING, "id", prefix="app:", principals=True)
+ENCRYPTED = StoreOptions(KEYRING, "id", encrypt=True, principals=True)
+COMPRESSED = StoreOptions(KEYRING, "id", compress=True)
 
 
 @pytest.mark.parametrize("options", [OPTIONS, ENCRYPTED, COMPRESSED], ids=["sign", "seal", "zip"])
@@ -27,18 +28,22 @@ class TestSecureCookieSessionStore(StoreContract):
         return SecureCookieSessionStore.from_options(options)
 
 
-class TestMemorySessionStore(StoreContract, SweepContract):
+class TestMemorySessionStore(StoreContract, SweepContract, PrincipalContract):
     @pytest.fixture
     def store(self) -> MemorySessionStore:
         return MemorySessionStore.from_options(OPTIONS)
 
 
 @pytest.mark.parametrize("options", [OPTIONS, ENCRYPTED], ids=["sign", "seal"])
-class TestSQLiteSessionStore(StoreContract, SweepContract):
+class TestSQLiteSessionStore(StoreContract, SweepContract, PrincipalContract):
     @pytest.fixture
     def store(self, options: StoreOptions, tmp_path: Path) -> Iterator[SQLiteSessionStore]:
         store = SQLiteSessionStore(
-            tmp_path / "s.sqlite3", options.ids, options.record_envelope, synchronous="normal"
+            tmp_path / "s.sqlite3",
+            options.ids,
+            options.record_envelope,
+            owners=options.owners,
+            synchronous="normal",
         )
         yield store
         store.close()

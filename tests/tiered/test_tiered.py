@@ -19,7 +19,7 @@ from tieredsession.stores.memory import MemorySessionStore
 from tieredsession.stores.memory_cache import MemoryCache
 from tieredsession.stores.sqlite import SQLiteSessionStore
 from tieredsession.stores.tiered import VALUE_TTL, TieredSessionStore
-from tieredsession.testing import Chaos, FakeClock, StoreContract
+from tieredsession.testing import Chaos, FakeClock, PrincipalContract, StoreContract
 
 NOW = 1_800_000_000.0
 RECORD = Record(b"one", NOW + 86_400, NOW)
@@ -80,7 +80,7 @@ def process(tiers: Tiers) -> Process:
     return tiers.process()
 
 
-class TestTieredOverMemory(StoreContract):
+class TestTieredOverMemory(StoreContract, PrincipalContract):
     @pytest.fixture
     def store(self, process: Process) -> TieredSessionStore:
         return process.store

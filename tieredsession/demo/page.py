@@ -270,7 +270,7 @@ def _whereabouts(session: Session, place: Place, now: float) -> str:
         "Revocable": "yes" if place.revocable else "no",
         "Logged in as": session.principal or "nobody",
         "Began": _clock(session.created or now),
-        "Ends if unused": f"{_clock(expires)}, in {_span(expires - now)}",
+        "Ends if unused": f"{_clock(expires)}, in {(expires - now) / 86400:.0f} days",
         "Browser keeps it": kept,
         "Restart of the server": place.restart,
     }
@@ -305,13 +305,6 @@ def _micro(seconds: float) -> str:
 
 def _clock(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _span(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def _short(text: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from tieredsession.testing.chaos import Chaos as Chaos
 from tieredsession.testing.clock import FakeClock as FakeClock
+from tieredsession.testing.store_contract import PrincipalContract as PrincipalContract
 from tieredsession.testing.store_contract import StoreContract as StoreContract
 from tieredsession.testing.store_contract import SweepContract as SweepContract
 
-__all__ = ["Chaos", "FakeClock", "StoreContract", "SweepContract"]
+__all__ = ["Chaos", "FakeClock", "PrincipalContract", "StoreContract", "SweepContract"]

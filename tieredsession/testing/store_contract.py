@@ -1,7 +1,8 @@
 """What every session store promises, as tests.
 
 Subclass :class:`StoreContract` in a test module and give it a fixture ``store``; add
-:class:`SweepContract` for a store that can sweep::
+:class:`SweepContract` for a store that can sweep and :class:`PrincipalContract` for one that
+can find a principal's sessions::
 
     class TestMyStore(StoreContract, SweepContract):
         @pytest.fixture
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from tieredsession.contracts import Record, SessionStore, Sweepable
+from tieredsession.contracts import ByPrincipal, Record, SessionStore, Sweepable
 from tieredsession.errors import Conflict, Gone
 
 NOW = 1_800_000_000.0
@@ -25,6 +26,10 @@ _RECORD = Record(b"payload", NOW + HOUR, NOW)
 
 class SweepableStore(SessionStore, Sweepable, Protocol):
     """A store that is also sweepable."""
+
+
+class IndexedStore(SessionStore, ByPrincipal, Protocol):
+    """A store that keeps an index of principals."""
 
 
 def raised(error: type[Exception], call: Callable[[], object]) -> Any:
@@ -256,6 +261,46 @@ class SweepContract:
         store.update(saved.token, later, NOW + 1)
         assert _sweep(store, NOW + 2 * HOUR, 100) == 0
         assert store.load(saved.token, NOW + 2 * HOUR) is not None
+
+
+class PrincipalContract:
+    """Tests of :class:`~tieredsession.contracts.ByPrincipal`."""
+
+    def test_sessions_of_a_principal(self, store: IndexedStore) -> None:
+        """The live sessions of one principal are found, and nobody else's."""
+        mine = [store.create(_RECORD._replace(principal="ann"), NOW) for _ in range(3)]
+        store.create(_RECORD._replace(principal="ann", expires=NOW + 5), NOW)
+        store.create(_RECORD._replace(principal="bob"), NOW)
+        store.create(_RECORD, NOW)
+        owned = store.sessions_of("ann", NOW + 10)
+        labels = {store.label(saved.token) for saved in mine}
+        assert {label for label in labels if any(label and label in one.key for one in owned)} == (
+            labels
+        )
+        assert [one.record for one in owned] == [
+            _RECORD._replace(principal="ann", version=one.record.version) for one in owned
+        ]
+        assert len(owned) == 3
+        assert store.sessions_of("nobody", NOW) == []
+
+    def test_an_index_follows_a_change_of_principal(self, store: IndexedStore) -> None:
+        """A session that becomes nobody's is found under nobody."""
+        saved = store.create(_RECORD._replace(principal="ann"), NOW)
+        store.update(saved.token, _RECORD._replace(version=saved.version), NOW)
+        assert store.sessions_of("ann", NOW) == []
+
+    def test_a_key_ends_a_session_and_opens_none(self, store: IndexedStore) -> None:
+        """What the index tells ends a session, on condition if asked, and opens none."""
+        record = _RECORD._replace(principal="ann")
+        first = store.create(record, NOW)
+        saved = store.update(first.token, record._replace(version=first.version, payload=b"2"), NOW)
+        (owned,) = store.sessions_of("ann", NOW)
+        assert store.load(owned.key, NOW) is None
+        raised(Conflict, lambda: store.end(owned.key, NOW, first.version))
+        store.end(owned.key, NOW, owned.record.version)
+        assert store.load(saved.token, NOW) is None
+        raised(Gone, lambda: store.end(owned.key, NOW, owned.record.version))
+        store.end(owned.key, NOW)
 
 
 def _sweep(store: Sweepable, now: float, limit: int, after: str | None = None) -> int:
