@@ -230,11 +230,11 @@ class DatastoreSessionStore:
         )
         version, repeated = self._commit(request, key, write, deadline)
         if version is not None:
-            return Saved(token, version)
+            return Saved(self._ids.current(token), version)
         current = self._lookup(key, deadline)
         if current is not None and repeated:
             if _is_by(current, write):
-                return Saved(token, current.version)
+                return Saved(self._ids.current(token), current.version)
             if _replaced(current) != record.version:
                 # Others have saved since, perhaps on top of this very write: to merge the
                 # change with theirs might make it twice.

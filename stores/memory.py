@@ -51,7 +51,7 @@ class MemorySessionStore:
         with self._lock:
             key = self._live(self._ids.key(token), now, record.version)
             self._records[key] = record._replace(version=record.version + 1)
-        return Saved(token, record.version + 1)
+        return Saved(self._ids.current(token), record.version + 1)
 
     def delete(self, token: str, now: float, version: int | None = None) -> None:
         key = self._ids.key(token)

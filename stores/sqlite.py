@@ -147,7 +147,7 @@ class SQLiteSessionStore:
         )
         if not changed:
             self._explain(key, now)
-        return Saved(token, record.version + 1)
+        return Saved(self._ids.current(token), record.version + 1)
 
     def delete(self, token: str, now: float, version: int | None = None) -> None:
         key = self._ids.key(token)

@@ -56,6 +56,7 @@ _MICROSECOND = dt.timedelta(microseconds=1)
 
 _ALWAYS_STORABLE = frozenset({bool, int, float, bytes, type(None)})
 _CONTAINERS = (dict, list, tuple, set, frozenset)
+_PATH_SEARCHED = 300  # characters of the path to a value that is to blame
 
 
 def _from_int(number: int) -> bytes:
@@ -71,12 +72,14 @@ def _pack_datetime(value: dt.datetime) -> msgpack.ExtType:
     # The wall clock is what is kept, so that no date near the ends of the calendar and no
     # hour that a zone has twice or never changes on the way.
     local = (value.replace(tzinfo=None) - _EPOCH) // _MICROSECOND
-    if zone is None:
+    if zone is None and not value.fold:
         return msgpack.ExtType(_DATETIME_NAIVE, _from_int(local))
     if zone is dt.timezone.utc:
         return msgpack.ExtType(_DATETIME_UTC, _from_int(local))
-    where: str | int
-    if isinstance(zone, ZoneInfo) and zone.key:
+    where: str | int | None
+    if zone is None:
+        where = None
+    elif isinstance(zone, ZoneInfo) and zone.key:
         where = zone.key
     else:
         offset = value.utcoffset()
@@ -89,6 +92,8 @@ def _pack_datetime(value: dt.datetime) -> msgpack.ExtType:
 def _unpack_zoned(data: bytes) -> dt.datetime:
     local, where, fold = msgpack.unpackb(data)
     value: dt.datetime = _EPOCH + local * _MICROSECOND
+    if where is None:
+        return value.replace(fold=fold)
     if isinstance(where, str):
         return value.replace(tzinfo=ZoneInfo(where), fold=fold)
     return value.replace(tzinfo=dt.timezone(where * _MICROSECOND))
@@ -124,6 +129,11 @@ _PLAIN_DECODERS: dict[int, Callable[[bytes], Any]] = {
     _BIG_INTEGER: _to_int,
 }
 
+_SUBCLASSED = (
+    *(bool, int, float, complex, str, bytes, dict, list, tuple, set, frozenset),
+    *(dt.datetime, dt.date, dt.time, dt.timedelta, Decimal, UUID),
+)
+
 _COLLECTION_CODES: dict[type, int] = {set: _SET, frozenset: _FROZENSET, tuple: _TUPLE}
 _COLLECTIONS: dict[int, Callable[[list[Any]], Any]] = {
     _SET: set,
@@ -153,7 +163,7 @@ class MsgpackCodec:
     def check(self, key: str, value: Any) -> None:
         """Raise ``UnstorableError`` if *value* cannot be kept under *key*."""
         kind = type(value)
-        if kind in _ALWAYS_STORABLE or (kind is str and value.isascii()):
+        if key.isascii() and (kind in _ALWAYS_STORABLE or (kind is str and value.isascii())):
             return
         self.encode({key: value})
 
@@ -195,7 +205,7 @@ class MsgpackCodec:
         return data
 
     def _packer(self, depth: int) -> msgpack.Packer:
-        """This thread's packer for sets, tuples and tables inside *depth* others.
+        """The packer of this thread for sets, tuples and tables inside *depth* others.
 
         A packer with a hook is not safe to share between threads, nor to call from its hook.
         """
@@ -271,42 +281,57 @@ class MsgpackCodec:
         return hook
 
     def _explain(self, data: Mapping[str, Any], error: Exception) -> UnstorableError:
-        found = self._find(data, "session")
+        found = self._find(data, "session", set())
         if found is None:
+            if any(word in str(error) for word in ("recursion", "nested")):
+                deep = [key for key, value in data.items() if not self._can_pack(value)]
+                where = f"session[{deep[0]!r}]" if deep else "the session"
+                return UnstorableError(f"{where} is nested too deeply, or holds itself")
             return UnstorableError(f"the session cannot be stored: {error}")
         path, value = found
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
         advice = "store its parts as plain values"
-        bases = [base.__name__ for base in (str, int, dict, list, tuple) if isinstance(value, base)]
-        if kind == "str":
+        bases = [base for base in _SUBCLASSED if isinstance(value, base)]
+        if type(value) is str:
             advice = "it holds a lone surrogate, which no encoding can carry"
-        elif bases:
-            advice = f"store {bases[0]}(value)"
-        elif isinstance(value, (dt.datetime, dt.time)):
+        elif type(value) in (dt.datetime, dt.time):
             advice = "its time zone has no fixed offset"
+        elif bases and bases[0] in _PLAIN_ENCODERS and bases[0] not in (int, complex):
+            advice = f"store a plain {bases[0].__name__}"
+        elif bases:
+            advice = f"store {bases[0].__name__}(value)"
         elif not self._pickle:
             advice += ", or set SESSION_PICKLE = True with a store that keeps data on the server"
         return UnstorableError(f"{path} is a {kind} and cannot be stored: {advice}")
 
-    def _find(self, value: Any, path: str, depth: int = 0) -> tuple[str, Any] | None:
-        """The first part of *value* that cannot be packed by itself, and where it is."""
-        if type(value) in _CONTAINERS and depth < 64:
-            parts = (
-                [(f"{path}[{key!r}]", part) for key, part in value.items()]
-                + [(f"a key of {path}", key) for key in value]
-                if isinstance(value, dict)
-                else [(f"{path}[{index}]", part) for index, part in enumerate(value)]
-            )
-            for where, part in parts:
-                found = self._find(part, where, depth + 1)
-                if found is not None:
-                    return found
+    def _find(self, value: Any, path: str, seen: set[int]) -> tuple[str, Any] | None:
+        """The first part of *value* that cannot be packed by itself, and where it is.
+
+        What was *seen* is not looked into again: a value may be in many places, or in itself.
+        """
+        if type(value) not in _CONTAINERS:
+            return None if self._can_pack(value) else (path, value)
+        if id(value) in seen or len(path) > _PATH_SEARCHED:
             return None
+        seen.add(id(value))
+        parts = (
+            [(f"{path}[{key!r}]", part) for key, part in value.items()]
+            + [(f"a key of {path}", key) for key in value]
+            if isinstance(value, dict)
+            else [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+        )
+        for where, part in parts:
+            found = self._find(part, where, seen)
+            if found is not None:
+                return found
+        return None
+
+    def _can_pack(self, value: Any) -> bool:
         try:
             self._packer(0).pack(value)
         except Exception:
-            return path, value
-        return None
+            return False
+        return True
 
 
 def _unpack(data: bytes, hook: Callable[[int, bytes], Any]) -> Any:

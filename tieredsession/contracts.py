@@ -69,6 +69,9 @@ class SessionStore(Protocol):
     def update(self, token: str, record: Record, now: float) -> Saved:
         """Replace the live session whose version is still ``record.version``.
 
+        The token that it answers is another one where the token is the data, and where the
+        old one was made under a key that only opens by now.
+
         Raises:
             Conflict: it has another version by now; the error carries that record.
             Gone: there is no live session; nothing is ever created here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ MAX_AGE = 400 * 24 * 3600
 """Seconds that a browser keeps a cookie at most (RFC 6265bis, 5.5)."""
 
 _MAX_CANDIDATES = 8
+_DIRECTIVE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')  # a quoted string may hold commas
 
 
 class Reply(NamedTuple):
@@ -123,12 +125,14 @@ def _vary(value: str) -> str:
 
 def cache_control(value: str, wanted: str) -> str:
     """*value* of a ``Cache-Control`` header made at least as strict as *wanted*."""
-    directives = [part.strip() for part in value.split(",") if part.strip()]
+    directives = [part.strip() for part in _DIRECTIVE.findall(value) if part.strip()]
     names = {directive.lower() for directive in directives}
-    if "no-store" in names or wanted in names:
+    if "no-store" in names:
         return value
     if wanted == "no-store":
         return wanted
     shared = ("public", "s-maxage", "private")  # a private="field" is not a private
     kept = [d for d in directives if d.partition("=")[0].strip().lower() not in shared]
+    if wanted in names and len(kept) == len(directives) - 1:
+        return value
     return ", ".join([*kept, wanted])

@@ -44,6 +44,7 @@ _PAD = 32
 _USUAL_SPAN = 14 * 24 * 3600
 _COMPRESS_FROM = 256  # bytes; below, deflate gains a few bytes for most of the time
 _MAX_INFLATED = 1 << 18
+_MAX_SHIFT = 35
 
 # Part of format 1: it is never changed, only joined by another under another flag. The
 # words that sessions are made of, the most frequent last, where deflate reaches them best.
@@ -152,7 +153,7 @@ class Envelope:
         payload = record.payload
         flags = _SIGNED
         extra = b""
-        span = int(record.expires) - int(record.created)
+        span = max(0, int(record.expires) - int(record.created))
         if span != _USUAL_SPAN:
             flags |= _HAS_SPAN
             extra = _varint(span)
@@ -208,3 +209,5 @@ def _read_varint(data: bytes, start: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, start
         shift += 7
+        if shift > _MAX_SHIFT:
+            raise ValueError("a number beyond all time")

@@ -26,7 +26,10 @@ _IPAD = bytes(byte ^ 0x36 for byte in range(256))
 _OPAD = bytes(byte ^ 0x5C for byte in range(256))
 
 # What samples, tutorials and generators put where a secret belongs.
-_SAMPLES = ("replaceit", "please set", "changeme", "change-me", "change me", "insecure", "secret")
+_SAMPLES = (
+    *("replaceit", "please set", "changeme", "change-me", "change me"),
+    *("insecure", "django-insecure", "secret"),
+)
 
 
 def check_secret(secret: str | bytes, name: str) -> bytes:
@@ -35,14 +38,14 @@ def check_secret(secret: str | bytes, name: str) -> bytes:
     At least 32 bytes (the strength of the SHA-256 key it becomes), not a sample text, and
     not one pattern over and over.
     """
-    raw = secret.encode() if isinstance(secret, str) else bytes(secret)
+    raw = secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else bytes(secret)
     fix = 'make one with  python3 -c "import secrets; print(secrets.token_hex(32))"'
     if len(raw) < MIN_SECRET_BYTES:
         raise ConfigurationError(
             f"{name} has {len(raw)} bytes and needs at least {MIN_SECRET_BYTES}: {fix}"
         )
-    if len(set(raw)) < 8:
-        raise ConfigurationError(f"{name} repeats a few characters and can be guessed: {fix}")
+    if len(set(raw)) < 8 or raw in (raw + raw)[1:-1]:
+        raise ConfigurationError(f"{name} repeats itself and can be guessed: {fix}")
     text = raw.lower().decode("utf-8", "replace")
     if any(text.startswith(sample) for sample in _SAMPLES):
         raise ConfigurationError(f"{name} looks like a sample text: {fix}")
@@ -77,7 +80,8 @@ class HmacAuthenticator(_Hidden):
     __slots__ = ("_size", "_states")
 
     def __init__(self, keys: Sequence[bytes], size: int = 16) -> None:
-        padded = [key.ljust(_BLOCK, b"\0") for key in keys]
+        short = [key if len(key) <= _BLOCK else sha256(key).digest() for key in keys]
+        padded = [key.ljust(_BLOCK, b"\0") for key in short]
         self._states = [(sha256(p.translate(_IPAD)), sha256(p.translate(_OPAD))) for p in padded]
         self._size = size
 

@@ -130,25 +130,20 @@ class SessionManager:
             self.save(state)
             if state.set_cookie is None and state.stale:
                 state.set_cookie = self.cookie.expire()
-        session._sent = True
+        session._status = status
         if state is None:
             return None
         return Reply(state.set_cookie, self._cache_control)
 
     def finish(self, session: Session) -> None:
-        """After the body: save what changed since the headers left.
+        """After the body: save what changed since the headers left, unless they were 5xx.
 
         Raises:
             HeadersSentError: that change needs a cookie, and it is too late for one.
         """
-        state = session._state
-        if state is not None and self.is_modified(state):
-            if self.needs_cookie(state):
-                raise HeadersSentError(
-                    "the session changed after the headers had left, and saving it needs a "
-                    "cookie: make the change before the response starts"
-                )
-            self.save(state)
+        state, status = session._state, session._status
+        if state is not None and status is not None and status < 500:
+            self.save_late(state)
 
     # -- the sessions of a principal --------------------------------------------------
 
@@ -264,6 +259,16 @@ class SessionManager:
         except StoreError as error:
             self._failed(error)
             raise
+
+    def save_late(self, state: State) -> None:
+        """As :meth:`save`, after the headers have left."""
+        if self.is_modified(state):
+            if self.needs_cookie(state):
+                raise HeadersSentError(
+                    "the session changed after the headers had left, and saving it needs a "
+                    "cookie: make the change before the response starts"
+                )
+            self.save(state)
 
     def is_modified(self, state: State) -> bool:
         """Whether :meth:`save` would do more than to refresh the expiry."""
@@ -391,7 +396,9 @@ class SessionManager:
 
     def _absorb(self, state: State, current: Record) -> None:
         """Merge what another request saved into *state*, which then stands on it."""
-        if state.ended:
+        before = None if state.record is None else state.record.principal
+        if state.ended or (before is not None and state.principal != before):
+            # Nothing of a session that was left comes into the one that follows it.
             state.record = current
             return
         try:
@@ -402,7 +409,7 @@ class SessionManager:
         merged, contested = merge(base, state.data, theirs, self._rules)
         state.data.clear()
         state.data.update(merged)
-        if state.record is None or state.principal == state.record.principal:
+        if state.principal == before:
             state.principal = current.principal
         state.record = current
         if self._observe is not None:
@@ -437,11 +444,11 @@ class SessionManager:
         """Whether the expiry has fallen behind (or too far ahead) enough to be written."""
         if state.restarted:
             return True
-        if expires == record.expires:
-            return False
         idle = self._idle(state)
         step = idle * self.lifetimes.refresh
-        return expires - record.expires >= step or record.expires - expires > step
+        if expires > record.expires:
+            return now >= record.expires - idle + step
+        return record.expires - expires > step
 
     # -- telling ----------------------------------------------------------------------
 

@@ -32,12 +32,11 @@ def union(base: Any, mine: Any, theirs: Any) -> Any:
 
     A list keeps their order and then what this request added.
     """
-    old, ours, other = _or(base, []), _or(mine, []), _or(theirs, [])
-    if isinstance(ours or other, (set, frozenset)):
-        return (set(other) | (set(ours) - set(old))) - (set(old) - set(ours))
+    kind = next(type(value) for value in (mine, theirs, base) if value is not MISSING)
+    old, ours, other = _or(base, ()), _or(mine, ()), _or(theirs, ())
     removed = [item for item in old if item not in ours]
-    added = [item for item in ours if item not in old]
-    return [item for item in other if item not in removed] + [i for i in added if i not in other]
+    kept = [item for item in other if item not in removed]
+    return kind([*kept, *(item for item in ours if item not in old and item not in kept)])
 
 
 def queues(base: Any, mine: Any, theirs: Any) -> Any:
@@ -73,12 +72,14 @@ def merge(
 
 
 def _merge_value(base: Any, mine: Any, theirs: Any, rule: MergeRule | None) -> tuple[Any, bool]:
-    if _same(mine, base) or _same(mine, theirs):
+    if _same(mine, base):
         return theirs, False
     if _same(theirs, base):
         return mine, False
     if rule is not None:
-        return rule(base, mine, theirs), True
+        return rule(base, mine, theirs), True  # two equal increments are two increments
+    if _same(mine, theirs):
+        return theirs, False
     if type(mine) is dict and type(theirs) is dict:
         merged, contested = merge(base if type(base) is dict else {}, mine, theirs, {})
         return merged, bool(contested)
@@ -86,8 +87,20 @@ def _merge_value(base: Any, mine: Any, theirs: Any, rule: MergeRule | None) -> t
 
 
 def _same(one: Any, other: Any) -> bool:
-    # 1, 1.0 and True are equal to Python and different values to whoever stored them.
-    return type(one) is type(other) and bool(one == other)
+    """Equal, and of the same types all through.
+
+    1, 1.0 and True are equal to Python and different values to whoever stored them; and what
+    is not a number has not changed for being unequal to itself.
+    """
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, (set, frozenset)):
+        return {(type(item), item) for item in one} == {(type(item), item) for item in other}
+    return bool(one == other) or (one != one and other != other)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -9,6 +9,10 @@ from dataclasses import fields
 from tieredsession.contracts import Observer
 from tieredsession.errors import MissingDependencyError
 from tieredsession.events import (
+    BreakerClosed,
+    BreakerOpened,
+    CacheFailed,
+    CacheRefused,
     CookieNearLimit,
     Event,
     SessionGone,
@@ -23,6 +27,10 @@ _LEVELS: dict[type[Event], int] = {
     TokenRefused: logging.INFO,
     SessionMerged: logging.INFO,
     SessionGone: logging.INFO,
+    BreakerClosed: logging.INFO,
+    BreakerOpened: logging.WARNING,
+    CacheFailed: logging.WARNING,
+    CacheRefused: logging.WARNING,
     CookieNearLimit: logging.WARNING,
     StoreFailed: logging.ERROR,
 }
@@ -83,7 +91,7 @@ class OpenTelemetryObserver:
 
     def __call__(self, event: Event, /) -> None:
         attributes = {"event": type(event).__name__}
-        if isinstance(event, TokenRefused):
+        if isinstance(event, (CacheRefused, TokenRefused)):
             attributes["reason"] = event.reason
         self._counter.add(1, attributes)
 

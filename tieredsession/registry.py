@@ -156,7 +156,7 @@ def _import(path: str) -> Any:
         return getattr(import_module(module_name), name)
     except MissingDependencyError:
         raise
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"SESSION_STORE {path!r} cannot be imported ({error}): "
             "use a dotted path such as 'tieredsession.stores.SQLiteSessionStore'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Iterator, MutableMapping
+from copy import deepcopy
 from datetime import timedelta
 from typing import Any, NoReturn, Protocol
 
@@ -88,6 +89,8 @@ class SessionIO(Protocol):
 
     def save(self, state: State) -> None: ...
 
+    def save_late(self, state: State) -> None: ...
+
     def is_modified(self, state: State) -> bool: ...
 
     def needs_cookie(self, state: State) -> bool: ...
@@ -105,12 +108,12 @@ class Session(MutableMapping[str, Any]):
             then unknown, not empty, and nothing is written over it.
     """
 
-    __slots__ = ("__weakref__", "_header", "_io", "_sent", "_state")
+    __slots__ = ("__weakref__", "_header", "_io", "_state", "_status")
 
     def __init__(self, io: SessionIO, cookie_header: str | None) -> None:
         self._io = io
         self._header = cookie_header
-        self._sent = False  # whether the response's headers have left
+        self._status: int | None = None  # of the response, once its headers have left
         self._state: State | None = None
 
     # -- the dict ---------------------------------------------------------------------
@@ -146,8 +149,8 @@ class Session(MutableMapping[str, Any]):
         state.principal = None
 
     def copy(self) -> dict[str, Any]:
-        """The data as a plain dict, which the session no longer follows."""
-        return dict((self._state or self._touch()).data)
+        """The data as a plain dict, which the session no longer follows, at any depth."""
+        return deepcopy((self._state or self._touch()).data)
 
     # -- what is known about it -------------------------------------------------------
 
@@ -159,7 +162,7 @@ class Session(MutableMapping[str, Any]):
     @property
     def headers_sent(self) -> bool:
         """Whether it is too late for a cookie."""
-        return self._sent
+        return self._status is not None
 
     @property
     def new(self) -> bool:
@@ -202,7 +205,7 @@ class Session(MutableMapping[str, Any]):
 
     @lifetime.setter
     def lifetime(self, value: float | timedelta | None) -> None:
-        state = self._changeable()
+        state = self._changeable(needs_cookie=True)
         if value is None:
             state.data.pop(LIFETIME, None)
         else:
@@ -222,7 +225,7 @@ class Session(MutableMapping[str, Any]):
 
     @persistent.setter
     def persistent(self, value: bool | None) -> None:
-        state = self._changeable()
+        state = self._changeable(needs_cookie=True)
         if value is None:
             state.data.pop(PERSISTENT, None)
         else:
@@ -271,6 +274,7 @@ class Session(MutableMapping[str, Any]):
         """
         if principal is not None and (type(principal) is not str or not principal):
             raise TypeError("a principal is a non-empty str, or None")
+        self._io.codec.check(DEVICE, device)
         state = self._state or self._touch()
         if state.principal == principal:
             return
@@ -280,7 +284,7 @@ class Session(MutableMapping[str, Any]):
         state.principal = principal
         state.data.pop(DEVICE, None)
         if device is not None:
-            self[DEVICE] = device
+            state.data[DEVICE] = device
         self.renew(restart=True)
 
     def revert(self) -> None:
@@ -303,8 +307,13 @@ class Session(MutableMapping[str, Any]):
 
         Raises:
             StoreError: the changes are not saved, and still here.
+            HeadersSentError: saving them needs a cookie, and it is too late for one.
         """
-        if self._state is not None:
+        if self._state is None:
+            return
+        if self.headers_sent:
+            self._io.save_late(self._state)
+        else:
             self._io.save(self._state)
 
     # -- flash messages ---------------------------------------------------------------
@@ -374,7 +383,7 @@ class Session(MutableMapping[str, Any]):
 
     def _changeable(self, *, needs_cookie: bool = False) -> State:
         state = self._state or self._touch()
-        if self._sent and (needs_cookie or self._io.needs_cookie(state)):
+        if self._status is not None and (needs_cookie or self._io.needs_cookie(state)):
             raise HeadersSentError(
                 "the headers have left, and this change of the session needs a cookie: "
                 "make it before the response starts"

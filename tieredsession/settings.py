@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,8 +28,7 @@ _NAME_CHARACTERS = frozenset(
 )
 _ATTRIBUTE_LIMIT = 1024  # bytes of one cookie attribute that browsers keep (RFC 6265bis, 5.6)
 
-SECURE_NAME = "__Host-id"
-PLAIN_NAME = "id"
+_DOMAIN = re.compile(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def _rules(value: Any) -> dict[str, MergeRule]:
 
 _STORES = "tieredsession.stores"
 _COOKIE_STORE = f"{_STORES}.SecureCookieSessionStore"
+_HYBRID_STORE = f"{_STORES}.HybridSessionStore"
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("SECRET_KEY", None, _secret, "At least 32 random bytes. Seals every session."),
@@ -270,7 +271,7 @@ class Settings:
 
     Args:
         source: the name of a module, a module, a mapping, any object with upper-case
-            attributes, or ``None`` for the environment.
+            attributes, other settings, or ``None`` for the environment.
         overrides: settings that go before those of *source*.
 
     Raises:
@@ -304,7 +305,7 @@ class Settings:
     session_merge_rules: dict[str, MergeRule]
 
     def __init__(self, source: object = None, **overrides: Any) -> None:
-        given = {**_collect(source), **_rename(overrides)}
+        given = self._given = {**_collect(source), **_rename(overrides)}
         for setting in SETTINGS:
             value = setting.default
             if setting.name in given:
@@ -319,6 +320,7 @@ class Settings:
     def _complete(self) -> None:
         """Defaults that depend on other settings."""
         self.session_prefix = self.session_prefix or ""
+        self.session_merge_rules = dict(self.session_merge_rules)
         self.session_store = STORE_ALIASES.get(self.session_store, self.session_store)
         if self.session_cookie_compress is None:
             self.session_cookie_compress = not self.session_cookie_encrypt
@@ -339,11 +341,12 @@ class Settings:
         for secret in self.secret_key_fallbacks:
             check_secret(secret, "SECRET_KEY_FALLBACKS")
         self._check_cookie()
-        if self.session_store == _COOKIE_STORE:
+        if self.session_store in (_COOKIE_STORE, _HYBRID_STORE):
+            hybrid = self.session_store == _HYBRID_STORE
             for name, value in (
                 ("SESSION_PICKLE", self.session_pickle),
                 ("SESSION_PRINCIPALS", self.session_principals),
-                ("SESSION_CACHE_URL", self.session_cache_url),
+                ("SESSION_CACHE_URL", self.session_cache_url and not hybrid),
             ):
                 if value:
                     raise ConfigurationError(
@@ -411,6 +414,11 @@ class Settings:
                 raise ConfigurationError(f"{setting} has characters that a cookie cannot carry")
             if len(text) > _ATTRIBUTE_LIMIT:
                 raise ConfigurationError(f"{setting} is longer than {_ATTRIBUTE_LIMIT} bytes")
+        domain = self.session_cookie_domain
+        if domain is not None and not _DOMAIN.fullmatch(domain):
+            raise ConfigurationError(
+                "SESSION_COOKIE_DOMAIN must be a name such as example.org, without scheme or port"
+            )
         if not self.session_cookie_path.startswith("/"):
             raise ConfigurationError("SESSION_COOKIE_PATH must begin with '/'")
 
@@ -420,10 +428,12 @@ class Settings:
 
 def _collect(source: object) -> dict[str, Any]:
     """The settings in *source*, under their names of today."""
+    if isinstance(source, Settings):
+        return dict(source._given)
     if isinstance(source, str):
         try:
             source = import_module(source)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:
             raise ConfigurationError(f"the settings module {source!r}: {error}") from None
     if source is None:
         found = {name: os.environ[name] for name in os.environ if _concerns(name)}

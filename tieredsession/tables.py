@@ -49,8 +49,8 @@ def to_scaled(column: list[Any]) -> list[int] | None:
     """The decimals and then the scaled numbers of *column*, if it is floats of few decimals."""
     if type(column[0]) is not float or list(map(type, column)).count(float) != len(column):
         return None
-    if not max(column) < _LIMIT or not min(column) > -_LIMIT or 0.0 in column:
-        return None  # 0.0 may be -0.0, which no whole number is
+    if not -_LIMIT < sum(map(abs, column)) < _LIMIT or 0.0 in column:
+        return None  # too large, not a number, or -0.0, which no whole number is
     for power in _POWERS:
         scaled = [power, *map(round, map((10.0**power).__mul__, column))]
         if to_floats(scaled) == column:
@@ -60,5 +60,7 @@ def to_scaled(column: list[Any]) -> list[int] | None:
 
 def to_floats(scaled: list[int]) -> list[float]:
     """What :func:`to_scaled` was given: a correctly rounded division, so exactly that."""
+    if scaled[0] not in _POWERS:
+        raise ValueError("numbers of so many decimals were never scaled")
     scale = 10 ** scaled[0]
     return [number / scale for number in scaled[1:]]

@@ -84,6 +84,14 @@ class SessionIds:
             return None
         return self._hash(secret)
 
+    def current(self, token: str) -> str:
+        """An authentic *token* under the first key: the same id, and the same storage key.
+
+        So an id that was minted before a rotation of keys outlives the fallback key.
+        """
+        secret = (decode_base64(token) or b"")[:_RANDOM]
+        return encode_base64(secret + self._authenticator.tag(secret))
+
     def refusal(self, token: str) -> str:
         """Why :meth:`key` refuses *token*: a reason code of ``TokenRefused``."""
         proper = len(token) == TOKEN_LENGTH and decode_base64(token) is not None

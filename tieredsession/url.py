@@ -49,6 +49,9 @@ class URL:
         self.scheme = scheme.lower()
         rest, _, query = rest.partition("?")
         authority, slash, path = rest.partition("/")
+        if authority and ("@" in path or "@" in query):
+            # Most likely a password with a special character in it: nothing of it is quoted.
+            raise self.error("has an @ behind its host: write %40, and / : ? in a password alike")
         self.path = unquote(slash + path)
         userinfo, at, hosts = authority.rpartition("@")
         user, colon, password = userinfo.partition(":")
@@ -64,7 +67,7 @@ class URL:
         if text.startswith("["):  # an IPv6 address
             host, bracket, rest = text[1:].partition("]")
             if not bracket or (rest and not rest.startswith(":")):
-                raise self.error(f"has a malformed host {text!r}")
+                raise self.error("has a malformed host")
             port = rest[1:]
         else:
             host, _, port = text.partition(":")
@@ -72,8 +75,8 @@ class URL:
             raise self.error("has an empty host")
         if not port:
             return host, None
-        if not port.isdecimal() or not 0 < int(port) < 65536:
-            raise self.error(f"has a port that is not a number from 1 to 65535: {port!r}")
+        if not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
+            raise self.error("has a port that is not a number from 1 to 65535")
         return host, int(port)
 
     def option(self, name: str, default: T, parse: Callable[[str], T]) -> T:

@@ -85,7 +85,11 @@ class SessionMiddleware:
                 raise
             return _unavailable(start_response)
         if session.headers_sent and _is_finished(body, environ):
-            manager.finish(session)
+            try:
+                manager.finish(session)
+            except BaseException:
+                _close(body)
+                raise
             return body
         return _Body(body, manager, session, start_response)
 
@@ -93,7 +97,7 @@ class SessionMiddleware:
         from ipaddress import ip_address
 
         try:
-            local = not address or ip_address(address).is_loopback
+            local = not address or ip_address(address.removeprefix("::ffff:")).is_loopback
         except ValueError:
             local = False
         if not local:
@@ -153,19 +157,25 @@ class _Body:
     def _start_late(self) -> Iterator[bytes]:
         """An application that starts its response with its first chunk, as a generator."""
         try:
-            yield from self._body
+            # Not "yield from", which would close the body, too.
+            for chunk in self._body:  # noqa: UP028
+                yield chunk
         except StoreUnavailable:
             if self._session.headers_sent:
                 raise
             yield from _unavailable(self._start_response)
 
     def close(self) -> None:
-        close = getattr(self._body, "close", None)
         try:
-            if close is not None:
-                close()
+            _close(self._body)
         finally:
             self._manager.finish(self._session)
+
+
+def _close(body: Iterable[bytes]) -> None:
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
 
 
 def _is_finished(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:

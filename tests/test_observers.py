@@ -1,0 +1,247 @@
+"""Observers: all are told, none can do harm, and a log line is one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import pytest
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from tieredsession.errors import MissingDependencyError
+from tieredsession.events import (
+    BreakerClosed,
+    BreakerOpened,
+    CacheFailed,
+    CacheFilled,
+    CacheHit,
+    CacheMiss,
+    CacheRefused,
+    CookieNearLimit,
+    Event,
+    SessionCreated,
+    SessionEnded,
+    SessionGone,
+    SessionMerged,
+    SessionRefreshed,
+    SessionRenewed,
+    SessionSaved,
+    StoreFailed,
+    TokenRefused,
+)
+from tieredsession.observers import LoggingObserver, OpenTelemetryObserver, describe, fan_out
+
+LABEL = "0123456789ab"
+EVENTS: list[tuple[Event, int, str]] = [
+    (SessionCreated(session=LABEL), logging.DEBUG, f"SessionCreated session={LABEL!r}"),
+    (SessionSaved(session=None), logging.DEBUG, "SessionSaved session=None"),
+    (SessionRefreshed(session=LABEL), logging.DEBUG, f"SessionRefreshed session={LABEL!r}"),
+    (SessionRenewed(session=LABEL), logging.DEBUG, f"SessionRenewed session={LABEL!r}"),
+    (SessionEnded(session=LABEL), logging.DEBUG, f"SessionEnded session={LABEL!r}"),
+    (SessionGone(session=LABEL), logging.INFO, f"SessionGone session={LABEL!r}"),
+    (
+        SessionMerged(("cart",), session=LABEL),
+        logging.INFO,
+        f"SessionMerged session={LABEL!r} keys=('cart',)",
+    ),
+    (
+        TokenRefused("forged", session=LABEL),
+        logging.INFO,
+        f"TokenRefused session={LABEL!r} reason='forged'",
+    ),
+    (CookieNearLimit(3500, 4096), logging.WARNING, "CookieNearLimit size=3500 limit=4096"),
+    (StoreFailed("StoreError: full"), logging.ERROR, "StoreFailed error='StoreError: full'"),
+    (CacheHit(session=LABEL), logging.DEBUG, f"CacheHit session={LABEL!r}"),
+    (CacheMiss(session=LABEL), logging.DEBUG, f"CacheMiss session={LABEL!r}"),
+    (CacheFilled(session=LABEL), logging.DEBUG, f"CacheFilled session={LABEL!r}"),
+    (
+        CacheRefused("forged", session=LABEL),
+        logging.WARNING,
+        f"CacheRefused session={LABEL!r} reason='forged'",
+    ),
+    (
+        CacheFailed("h:1", "CacheTimeout"),
+        logging.WARNING,
+        "CacheFailed server='h:1' error='CacheTimeout'",
+    ),
+    (BreakerOpened("h:1", 2.0), logging.WARNING, "BreakerOpened server='h:1' seconds=2.0"),
+    (BreakerClosed("h:1", 3), logging.INFO, "BreakerClosed server='h:1' marked=3"),
+]
+every_event = pytest.mark.parametrize(
+    ("event", "level", "line"), EVENTS, ids=[type(row[0]).__name__ for row in EVENTS]
+)
+
+
+# -- several at once ----------------------------------------------------------------------
+
+
+def test_nobody_listens() -> None:
+    """Without observers there is no observer to call."""
+    assert fan_out([]) is None
+    assert fan_out(iter(())) is None
+
+
+def test_all_are_told_in_order() -> None:
+    """Every observer is told every event, in the order in which they were given."""
+    heard: list[tuple[int, Event]] = []
+    tell = fan_out(lambda event, n=n: heard.append((n, event)) for n in range(3))
+    assert tell is not None
+    events = [SessionCreated(session=LABEL), SessionEnded(session=LABEL)]
+    for event in events:
+        tell(event)
+    assert heard == [(n, event) for event in events for n in range(3)]
+
+
+def test_a_failing_observer_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
+    """An observer that raises is logged, and those after it are told all the same."""
+    heard: list[Event] = []
+
+    def fail(event: Event) -> None:
+        raise LookupError("the observer's own")
+
+    tell = fan_out([heard.append, fail, heard.append, fail, heard.append])
+    assert tell is not None
+    event = SessionEnded(session=LABEL)
+    tell(event)
+    assert heard == [event] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "an observer failed on SessionEnded"
+    ] * 2
+    for record in caplog.records:
+        assert record.levelno == logging.ERROR
+        assert record.exc_info is not None
+        assert record.exc_info[0] is LookupError
+
+
+def test_an_interrupt_is_not_swallowed() -> None:
+    """An observer does not keep a process from being stopped."""
+
+    def interrupt(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    tell = fan_out([interrupt])
+    assert tell is not None
+    with pytest.raises(KeyboardInterrupt):
+        tell(SessionEnded())
+
+
+# -- logging ------------------------------------------------------------------------------
+
+
+def test_every_event_is_in_the_table() -> None:
+    """The table of these tests has every event that there is."""
+
+    def leaves(kind: type[Event]) -> set[type[Event]]:
+        below = kind.__subclasses__()
+        return {leaf for sub in below for leaf in leaves(sub)} if below else {kind}
+
+    ours = {kind for kind in leaves(Event) if kind.__module__ == "tieredsession.events"}
+    assert {type(event) for event, _, _ in EVENTS} == ours
+
+
+@every_event
+def test_events_are_logged(
+    event: Event, level: int, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each event is one line to the logger "tieredsession", at the level of its urgency."""
+    with caplog.at_level(logging.DEBUG, "tieredsession"):
+        LoggingObserver()(event)
+    assert caplog.record_tuples == [("tieredsession", level, line)]
+
+
+@every_event
+def test_levels_are_obeyed(
+    event: Event, level: int, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is below the logger's level is not written; a logger may be given."""
+    logger = logging.getLogger("tieredsession.test")
+    with caplog.at_level(level + 1, logger.name):
+        LoggingObserver(logger)(event)
+        assert caplog.records == []
+    with caplog.at_level(level, logger.name):
+        LoggingObserver(logger)(event)
+    assert caplog.record_tuples == [(logger.name, level, line)]
+
+
+def test_what_nobody_reads_is_not_written(caplog: pytest.LogCaptureFixture) -> None:
+    """An event below the logger's level costs no formatting."""
+
+    class Reason(str):
+        def __repr__(self) -> str:
+            raise AssertionError("formatted for nobody")
+
+    with caplog.at_level(logging.WARNING, "tieredsession"):
+        LoggingObserver()(TokenRefused(Reason("forged")))
+
+
+HOSTILE = "a\nb\rc\x1b[31md\x00e\u2028f\u2029g\x85h\x7fi'j\"k\\l%sm"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        TokenRefused(HOSTILE),
+        SessionMerged((HOSTILE, HOSTILE)),
+        StoreFailed(HOSTILE),
+        SessionCreated(session=HOSTILE),
+        CacheFailed(HOSTILE, HOSTILE),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_a_log_line_cannot_be_split(event: Event, caplog: pytest.LogCaptureFixture) -> None:
+    """Line breaks and terminal codes in an event are written escaped, on one line."""
+    with caplog.at_level(logging.DEBUG, "tieredsession"):
+        LoggingObserver()(event)
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert line == describe(event)
+    assert line.isprintable()
+    assert line.splitlines() == [line]
+
+
+# -- OpenTelemetry ------------------------------------------------------------------------
+
+
+def test_events_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events are counted by name and reason, and by nothing that tells sessions apart."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+    monkeypatch.setattr(metrics, "get_meter", provider.get_meter)
+    observe = OpenTelemetryObserver()
+    for number in range(3):
+        observe(SessionSaved(session=f"{number:012x}"))
+        observe(TokenRefused("forged", session=f"{number:012x}"))
+    observe(TokenRefused("expired"))
+    observe(CacheRefused("distrusted"))
+    observe(StoreFailed("StoreError: full"))
+
+    data: Any = reader.get_metrics_data()
+    provider.shutdown()
+    ((metric,),) = [
+        scope.metrics for resource in data.resource_metrics for scope in resource.scope_metrics
+    ]
+    assert metric.name == "tieredsession.events"
+    counts = {tuple(p.attributes.items()): p.value for p in metric.data.data_points}
+    assert counts == {
+        (("event", "SessionSaved"),): 3,
+        (("event", "TokenRefused"), ("reason", "forged")): 3,
+        (("event", "TokenRefused"), ("reason", "expired")): 1,
+        (("event", "CacheRefused"), ("reason", "distrusted")): 1,
+        (("event", "StoreFailed"),): 1,
+    }
+
+
+def test_counting_without_a_provider() -> None:
+    """Without a configured provider, counting does nothing and does no harm."""
+    OpenTelemetryObserver()(SessionSaved(session=LABEL))
+
+
+def test_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, the error says how to install it."""
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    pattern = r'pip install "tieredsession\[opentelemetry\]"'
+    with pytest.raises(MissingDependencyError, match=pattern):
+        OpenTelemetryObserver()
