@@ -252,11 +252,12 @@ class MsgpackCodec:
 
     def _table(self, columns: list[list[Any]]) -> msgpack.ExtType:
         packer = self._packer(1)
+        table: list[Any] = [*columns]
         for place, column in enumerate(columns):
             scaled = to_scaled(column)
             if scaled is not None:
-                columns[place] = msgpack.ExtType(_SCALED, packer.pack(scaled))
-        return msgpack.ExtType(_TABLE, packer.pack(columns))
+                table[place] = msgpack.ExtType(_SCALED, packer.pack(scaled))
+        return msgpack.ExtType(_TABLE, packer.pack(table))
 
     def _items(self, values: Any, depth: int) -> list[bytes]:
         packer = self._packer(depth)
