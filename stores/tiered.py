@@ -146,7 +146,9 @@ class TieredSessionStore:
             value = self._value(key, record, saved.version, now)
             if value is not None:
                 ttl = self._ttl(record, now)
-                self._call(key, now, lambda: self.cache.set(key, value, ttl))
+                if self._call(key, now, lambda: (self.cache.set(key, value, ttl),)) is None:
+                    # A call that timed out may still arrive, after a later one.
+                    self._breaker(key).missed(key)
         return saved
 
     def update(self, token: str, record: Record, now: float) -> Saved:

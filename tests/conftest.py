@@ -7,8 +7,8 @@ the view is a function of the session, and *then* by what the visit came back wi
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,7 @@ from tieredsession.contracts import Observer
 from tieredsession.cookies import Reply
 from tieredsession.events import Event, SessionEvent, TokenRefused
 from tieredsession.registry import open_store
-from tieredsession.stores import MemorySessionStore
+from tieredsession.stores import MemorySessionStore, SQLiteSessionStore
 from tieredsession.testing import Chaos, FakeClock
 from tieredsession.wsgi import SESSION_KEY
 
@@ -283,7 +283,7 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def make_site(kind: str, clock: FakeClock, tmp_path: Path) -> MakeSite:
+def make_site(kind: str, clock: FakeClock, tmp_path: Path) -> Iterator[MakeSite]:
     """Makes a site over the test's store, or another site's *store*; keywords are settings.
 
     It runs *app*, or else the views of each :class:`Visit`.
@@ -300,9 +300,14 @@ def make_site(kind: str, clock: FakeClock, tmp_path: Path) -> MakeSite:
         url = settings.get("SESSION_STORE_URL")
         if url is not None:
             settings["SESSION_STORE_URL"] = url.format(folder=tmp_path)
-        return Site(settings, clock, store=store, app=app, observers=observers)
+        site = Site(settings, clock, store=store, app=app, observers=observers)
+        durable = getattr(site.real_store, "durable", site.real_store)
+        if isinstance(durable, SQLiteSessionStore):
+            stack.callback(durable.close)
+        return site
 
-    return make
+    with ExitStack() as stack:
+        yield make
 
 
 @pytest.fixture

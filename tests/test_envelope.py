@@ -29,7 +29,9 @@ SECRET = "only for tests, only for tests, 1"
 KEYRING = Keyring(SECRET)
 PURPOSE = "cookie:id"
 CONTEXT = b"app:0123"
-RECORD = Record(b"payload of a session", NOW + 3600, NOW, "ann@example.org")
+EXPIRES = int(NOW) + 3600
+# Where an envelope is told no version, the expiry stands for it.
+RECORD = Record(b"payload of a session", NOW + 3600, NOW, "ann@example.org", EXPIRES)
 VECTORS = json.loads((Path(__file__).parent / "data" / "envelope-v1.json").read_text("utf-8"))
 QUICK = settings(deadline=None)
 
@@ -125,7 +127,7 @@ def test_threads_share_an_envelope() -> None:
     envelopes = [Envelope(KEYRING, PURPOSE, **mode) for mode in MODES.values()]
 
     def work(number: int) -> None:
-        record = Record(b"text of %d, " % number * 60, NOW + number, NOW)
+        record = Record(b"text of %d, " % number * 60, NOW + number, NOW, None, int(NOW) + number)
         for _ in range(50):
             for envelope in envelopes:
                 assert envelope.open(envelope.seal(record)) == record
@@ -332,7 +334,7 @@ def test_padding_does_not_eat_data(end: bytes) -> None:
     """Data that looks like padding survives encryption."""
     envelope = Envelope(KEYRING, PURPOSE, encrypt=True)
     for size in range(40):
-        record = Record(bytes(size) + end, NOW, NOW - FORTNIGHT)
+        record = Record(bytes(size) + end, NOW, NOW - FORTNIGHT, None, int(NOW))
         assert envelope.open(envelope.seal(record)) == record
 
 
@@ -391,6 +393,7 @@ def test_vectors(vector: dict[str, Any]) -> None:
         float(vector["expires"]),
         float(vector["created"]),
         vector["principal"],
+        vector["expires"],
     )
     opened = Envelope(keyring, vector["purpose"]).open(sealed, context)
     assert opened == record

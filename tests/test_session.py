@@ -308,6 +308,29 @@ def test_modified_can_be_taken_back(site: Site) -> None:
     assert site.calls == ["load"]
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda session: session.renew(),
+        lambda session: session.destroy(),
+        lambda session: session.clear(),
+        lambda session: session.bind(None),
+        lambda session: setattr(session, "lifetime", None),
+        lambda session: (session.clear(), session.update(a=1)),
+    ],
+    ids=["renew", "destroy", "clear", "unbind", "lifetime", "clear and fill"],
+)
+def test_what_else_is_a_change(site: Site, step: Any) -> None:
+    """A session is modified by whatever a save would write, with the same data or not."""
+    browser = site.browser(a=1)
+    browser.visit(lambda session: session.bind("ann"))
+    session = site.open(browser)
+    step(session)
+    assert session.modified
+    session.save()
+    assert not session.modified
+
+
 # -- save, revert ---------------------------------------------------------------------
 
 

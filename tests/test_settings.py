@@ -98,6 +98,10 @@ GIVEN: dict[str, Any] = {
 }
 
 
+LATER: dict[str, Any] = {**GIVEN, "SESSION_COOKIE_AGE": 5}
+ODD: dict[Any, Any] = {**GIVEN, 1: 2, None: 3, ("SESSION_X",): 4}
+
+
 class _Config:
     """A settings object as frameworks have them: some names are inherited, some computed."""
 
@@ -117,8 +121,8 @@ class _Production(_Config):
 SOURCES: dict[str, object] = {
     "dict": GIVEN,
     "mapping": MappingProxyType(GIVEN),
-    "chain": ChainMap[str, Any]({"SESSION_COOKIE_AGE": 60}, dict(GIVEN, SESSION_COOKIE_AGE=5)),
-    "mapping with odd keys": {**GIVEN, 1: 2, None: 3, ("SESSION_X",): 4},
+    "chain": ChainMap({"SESSION_COOKIE_AGE": 60}, LATER),
+    "mapping with odd keys": ODD,
     "object": SimpleNamespace(**GIVEN),
     "instance": _Production(),
 }
@@ -199,7 +203,7 @@ def test_empty_variables_are_not_set(environment: Callable[..., None]) -> None:
 
 def test_the_x11_session_manager_is_not_ours(environment: Callable[..., None]) -> None:
     """The variable that every desktop sets for the X11 session protocol is left alone."""
-    environment(SECRET_KEY=SECRET, SESSION_MANAGER="local/host:@/tmp/.ICE-unix/1,unix/host:/tmp")
+    environment(SECRET_KEY=SECRET, SESSION_MANAGER="local/host:@/ICE-unix/1,unix/host:/ICE-unix/1")
     Settings()
     Settings({"SECRET_KEY": SECRET, "SESSION_MANAGER": object()})
 

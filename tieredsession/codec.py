@@ -33,7 +33,6 @@ MAX_BYTES = 1 << 20
 MAX_EXTENSION_DEPTH = 16  # sets and tuples inside one another
 
 # Extension codes of format 1. They are never given a second meaning.
-_DATETIME_UTC = 1
 _DATETIME_NAIVE = 2
 _DATETIME_ZONED = 3
 _DATE = 4
@@ -69,13 +68,15 @@ def _to_int(data: bytes) -> int:
 
 def _pack_datetime(value: dt.datetime) -> msgpack.ExtType:
     zone = value.tzinfo
+    if zone is dt.timezone.utc:
+        # msgpack's own type, which its decoder makes without calling back.
+        since = value - _EPOCH_UTC
+        return msgpack.Timestamp(since.days * 86400 + since.seconds, since.microseconds * 1000)
     # The wall clock is what is kept, so that no date near the ends of the calendar and no
     # hour that a zone has twice or never changes on the way.
     local = (value.replace(tzinfo=None) - _EPOCH) // _MICROSECOND
     if zone is None and not value.fold:
         return msgpack.ExtType(_DATETIME_NAIVE, _from_int(local))
-    if zone is dt.timezone.utc:
-        return msgpack.ExtType(_DATETIME_UTC, _from_int(local))
     where: str | int | None
     if zone is None:
         where = None
@@ -117,7 +118,6 @@ _PLAIN_ENCODERS: dict[type, Callable[[Any], msgpack.ExtType]] = {
 }
 
 _PLAIN_DECODERS: dict[int, Callable[[bytes], Any]] = {
-    _DATETIME_UTC: lambda d: _EPOCH_UTC + _to_int(d) * _MICROSECOND,
     _DATETIME_NAIVE: lambda d: _EPOCH + _to_int(d) * _MICROSECOND,
     _DATETIME_ZONED: _unpack_zoned,
     _DATE: lambda d: dt.date.fromordinal(_to_int(d)),
@@ -195,13 +195,18 @@ class MsgpackCodec:
         if len(payload) > MAX_BYTES:
             raise DecodeError(f"a session of {len(payload)} bytes")
         try:
-            data = _unpack(payload, self._ext_hook)
+            data = msgpack.unpackb(
+                payload, ext_hook=self._ext_hook, strict_map_key=False, timestamp=3
+            )
         except Exception as error:
             # Damaged bytes surface as ValueError, OverflowError, TypeError, KeyError or
             # whatever the constructor of an extension type raises.
             raise DecodeError(f"not a session: {type(error).__name__}") from None
-        if type(data) is not dict or not all(type(key) is str for key in data):
-            raise DecodeError("not a session: its keys are not strings")
+        if type(data) is not dict:
+            raise DecodeError("not a session: not a dict")
+        for key in data:
+            if type(key) is not str:
+                raise DecodeError("not a session: its keys are not strings")
         return data
 
     def _packer(self, depth: int) -> msgpack.Packer:
@@ -336,4 +341,4 @@ class MsgpackCodec:
 
 
 def _unpack(data: bytes, hook: Callable[[int, bytes], Any]) -> Any:
-    return msgpack.unpackb(data, ext_hook=hook, strict_map_key=False)
+    return msgpack.unpackb(data, ext_hook=hook, strict_map_key=False, timestamp=3)

@@ -97,23 +97,26 @@ def add_headers(headers: list[tuple[str, str]], reply: Reply) -> None:
     A stricter ``Cache-Control`` of the view stays; one that would let a shared cache keep
     somebody's cookie does not.
     """
-    _merge_header(headers, "Vary", _vary)
+    _merge_header(headers, "Vary", "Cookie", _vary)
     if reply.set_cookie is not None:
-        _merge_header(headers, "Cache-Control", lambda v: cache_control(v, reply.cache_control))
+        wanted = reply.cache_control
+        _merge_header(headers, "Cache-Control", wanted, lambda v: cache_control(v, wanted))
         headers.append(("Set-Cookie", reply.set_cookie))
 
 
-def _merge_header(headers: list[tuple[str, str]], name: str, merge: Callable[[str], str]) -> None:
-    """Fold all headers called *name* into one, at the place of the first."""
+def _merge_header(
+    headers: list[tuple[str, str]], name: str, alone: str, merge: Callable[[str], str]
+) -> None:
+    """Fold all headers called *name* into one, at the place of the first; *alone* if none."""
     lower = name.lower()
     places = [index for index, (key, _) in enumerate(headers) if key.lower() == lower]
+    if not places:
+        headers.append((name, alone))
+        return
     merged = merge(", ".join(headers[index][1] for index in places))
     for index in reversed(places[1:]):
         del headers[index]
-    if places:
-        headers[places[0]] = (headers[places[0]][0], merged)
-    else:
-        headers.append((name, merged))
+    headers[places[0]] = (headers[places[0]][0], merged)
 
 
 def _vary(value: str) -> str:

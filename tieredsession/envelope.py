@@ -25,6 +25,7 @@ and the algorithm together: there is no envelope without one.
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from collections.abc import Callable
 
@@ -39,23 +40,31 @@ _HAS_SPAN = 1
 _HAS_PRINCIPAL = 2
 _DEFLATED = 4
 
+_HEAD = struct.Struct(">BI")  # flags and expiry
 _TAG = 16
 _PAD = 32
+_WINDOW = 12  # bits: deflate looks 4096 bytes back
 _USUAL_SPAN = 14 * 24 * 3600
 _COMPRESS_FROM = 256  # bytes; below, deflate gains a few bytes for most of the time
 _MAX_INFLATED = 1 << 18
 _MAX_SHIFT = 35
 
-# Part of format 1: it is never changed, only joined by another under another flag. The
-# words that sessions are made of, the most frequent last, where deflate reaches them best.
+# Part of format 1: it is never changed, only joined by another under another flag. What
+# sessions are made of, the most frequent last, where deflate reaches it best: parts of
+# messages, then keys as msgpack writes them, each behind the byte that tells its length.
 _DICTIONARY = (
-    b"last_seen created_at updated_at expires access_token refresh_token state nonce language "
-    b"timezone theme currency category total order email username roles permissions is_admin "
-    b"authenticated _auth_user_id _auth_user_backend _auth_user_hash _permanent _fresh _id danger "
-    b"info error warning message success Your Please Welcome back, have been saved. has been "
-    b"updated successfully. logged in out. Login successful. Password changed expired invalid "
-    b"not found items product_id quantity name price qty sku id cart en_US en_GB en-US de fr "
-    b"locale user token csrf_token user_id _csrf _flash"
+    b"Your Please Welcome back, have been saved. has been updated successfully. logged in out. "
+    b"Login successful. Password changed expired invalid not found "
+) + b"".join(
+    bytes((0xA0 + len(word),)) + word
+    for word in (
+        b"last_seen created_at updated_at expires access_token refresh_token state nonce next "
+        b"language timezone theme currency category total order email username roles permissions "
+        b"is_admin authenticated _auth_user_id _auth_user_backend _auth_user_hash _permanent "
+        b"_fresh danger info error warning message success items product_id quantity title url "
+        b"en_US en_GB en-US de fr locale cart id sku qty price name user token csrf_token user_id "
+        b"_csrf _flash"
+    ).split()
 )
 
 
@@ -94,13 +103,12 @@ class Envelope:
         self._sealing: Cipher | None = keyring.cipher(purpose) if encrypt else None
         self._opening = self._sealing
         self._random = random
-        # Copies of a compressor that has read the dictionary; 12 bits reach 4096 bytes back.
+        # Copies of a compressor that has read the dictionary.
         self._deflater = (
-            zlib.compressobj(6, zlib.DEFLATED, -12, 4, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
+            zlib.compressobj(6, zlib.DEFLATED, -_WINDOW, 4, zlib.Z_DEFAULT_STRATEGY, _DICTIONARY)
             if compress
             else None
         )
-        self._inflater = zlib.decompressobj(-12, zdict=_DICTIONARY)
 
     def seal(self, record: Record, context: bytes = b"") -> bytes:
         """The sealed bytes of *record*; its version is not part of them."""
@@ -113,8 +121,8 @@ class Envelope:
         nonce = self._random(Cipher.NONCE)
         return head + nonce + self._sealing.encrypt(nonce, body, context + head)
 
-    def open(self, sealed: bytes, context: bytes = b"", version: int = 0) -> Record:
-        """The record in *sealed*, with *version* put into it.
+    def open(self, sealed: bytes, context: bytes = b"", version: int | None = None) -> Record:
+        """The record in *sealed*, with *version* put into it, or its expiry for want of one.
 
         Raises:
             Refused: ``malformed`` or ``forged``. Whether the record is still alive is for
@@ -131,7 +139,7 @@ class Envelope:
             raise Refused("malformed")
         try:
             return self._read(body, version)
-        except (IndexError, ValueError, zlib.error):
+        except (IndexError, ValueError, struct.error, zlib.error):
             raise Refused("malformed") from None
 
     def _decrypt(self, sealed: bytes, context: bytes) -> bytes:
@@ -153,7 +161,8 @@ class Envelope:
         payload = record.payload
         flags = _SIGNED
         extra = b""
-        span = max(0, int(record.expires) - int(record.created))
+        expires = int(record.expires)
+        span = max(0, expires - int(record.created))
         if span != _USUAL_SPAN:
             flags |= _HAS_SPAN
             extra = _varint(span)
@@ -167,12 +176,11 @@ class Envelope:
             if len(deflated) < len(payload):
                 flags |= _DEFLATED
                 payload = deflated
-        return flags.to_bytes(1, "big") + int(record.expires).to_bytes(4, "big") + extra + payload
+        return _HEAD.pack(flags, expires) + extra + payload
 
-    def _read(self, body: bytes, version: int) -> Record:
-        flags = body[0]
-        expires = int.from_bytes(body[1:5], "big")
-        start = 5
+    def _read(self, body: bytes, version: int | None) -> Record:
+        flags, expires = _HEAD.unpack_from(body)
+        start = _HEAD.size
         span = _USUAL_SPAN
         principal = None
         if flags & _HAS_SPAN:
@@ -183,10 +191,12 @@ class Envelope:
             start += size
         payload = body[start:]
         if flags & _DEFLATED:
-            inflater = self._inflater.copy()
+            inflater = zlib.decompressobj(-_WINDOW, zdict=_DICTIONARY)
             payload = inflater.decompress(payload, _MAX_INFLATED)
             if not inflater.eof:
                 raise ValueError("more than a session may inflate to")
+        if version is None:
+            version = expires
         return Record(payload, float(expires), float(expires - span), principal, version)
 
 

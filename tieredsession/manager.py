@@ -131,9 +131,7 @@ class SessionManager:
             if state.set_cookie is None and state.stale:
                 state.set_cookie = self.cookie.expire()
         session._status = status
-        if state is None:
-            return None
-        return Reply(state.set_cookie, self._cache_control)
+        return None if state is None else Reply(state.set_cookie, self._cache_control)
 
     def finish(self, session: Session) -> None:
         """After the body: save what changed since the headers left, unless they were 5xx.
@@ -348,8 +346,11 @@ class SessionManager:
 
     def _update(self, state: State, token: str, record: Record, now: float) -> None:
         payload = self.codec.encode(state.data)
-        changed = state.force or state.principal != record.principal
-        changed = changed or self._differs(state, record, payload)
+        changed = (
+            state.force
+            or state.principal != record.principal
+            or (payload != record.payload and self._differs(state, record, payload))
+        )
         expires = self._expiry(state, record.created, now)
         if not self._due(state, record, expires, now):
             if not changed:
@@ -385,7 +386,9 @@ class SessionManager:
                 self._observe(events.CookieNearLimit(len(line), MAX_LINE))
             state.set_cookie = line
         state.token = saved.token
-        state.record = record._replace(version=saved.version)
+        if saved.version != record.version:
+            record = record._replace(version=saved.version)
+        state.record = record
         state.created = record.created
         state.ended = state.renewed = state.restarted = state.force = state.stale = False
 
@@ -426,7 +429,7 @@ class SessionManager:
             return True
         # A key taken out and put back stands in another place, which is no change.
         old = self.codec.decode(before)
-        if old.keys() != state.data.keys():
+        if list(old) == list(state.data) or old.keys() != state.data.keys():
             return True
         return self.codec.encode({key: state.data[key] for key in old}) != before
 
@@ -444,6 +447,8 @@ class SessionManager:
         """Whether the expiry has fallen behind (or too far ahead) enough to be written."""
         if state.restarted:
             return True
+        if expires == record.expires:
+            return False
         idle = self._idle(state)
         step = idle * self.lifetimes.refresh
         if expires > record.expires:

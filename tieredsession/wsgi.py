@@ -84,14 +84,18 @@ class SessionMiddleware:
             if session.headers_sent:
                 raise
             return _unavailable(start_response)
-        if session.headers_sent and _is_finished(body, environ):
-            try:
-                manager.finish(session)
-            except BaseException:
-                _close(body)
-                raise
+        if session.headers_sent and (type(body) is list or _is_finished(body, environ)):
+            if session.accessed:
+                self._finish(session, body)
             return body
         return _Body(body, manager, session, start_response)
+
+    def _finish(self, session: Session, body: Iterable[bytes]) -> None:
+        try:
+            self.manager.finish(session)
+        except BaseException:
+            _close(body)  # which nobody else will get to see
+            raise
 
     def _look_at_peer(self, address: str) -> None:
         from ipaddress import ip_address

@@ -36,7 +36,8 @@ def test_an_anonymous_visitor_costs_the_server_nothing(
 ) -> None:
     """A small session of nobody is created, read, changed and deleted without the server."""
     saved = store.create(SMALL, NOW)
-    saved = store.update(saved.token, SMALL._replace(payload=b"more"), NOW)
+    more = SMALL._replace(payload=b"more", version=saved.version)
+    saved = store.update(saved.token, more, NOW)
     assert store.load(saved.token, NOW) is not None
     store.delete(saved.token, NOW)
     assert chaos.calls == []
@@ -45,7 +46,7 @@ def test_an_anonymous_visitor_costs_the_server_nothing(
 def test_a_session_that_outgrows_the_cookie_moves(store: HybridSessionStore) -> None:
     """What no longer fits into a cookie goes to the server, whole, under an id."""
     saved = store.create(SMALL, NOW)
-    moved = store.update(saved.token, LARGE, NOW)
+    moved = store.update(saved.token, LARGE._replace(version=saved.version), NOW)
     assert len(moved.token) == TOKEN_LENGTH
     assert store.load(moved.token, NOW) == LARGE._replace(version=moved.version)
 
@@ -73,5 +74,6 @@ def test_a_session_that_shrinks_stays(store: HybridSessionStore) -> None:
 def test_the_expired_does_not_move(store: HybridSessionStore) -> None:
     """A session that has expired in the cookie is not brought to life on the server."""
     saved = store.create(SMALL, NOW)
+    late = LARGE._replace(expires=NOW + 9000, version=saved.version)
     with pytest.raises(Gone):
-        store.update(saved.token, LARGE._replace(expires=NOW + 9000), NOW + 7200)
+        store.update(saved.token, late, NOW + 7200)
