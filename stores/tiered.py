@@ -181,6 +181,13 @@ class TieredSessionStore:
     def label(self, token: str) -> str | None:
         return self._ids.label(token)
 
+    def close(self) -> None:
+        """Close what both tiers hold open; they open it again if they are used again."""
+        for tier in (self.cache, self.durable):
+            close = getattr(tier, "close", None)
+            if close is not None:
+                close()
+
     # -- ByPrincipal ------------------------------------------------------------------
 
     @property

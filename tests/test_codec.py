@@ -487,6 +487,12 @@ def test_refused_keys_are_named(key: object) -> None:
         CODEC.check("a", [{key: 1}])
 
 
+def test_what_is_too_far_away_is_still_refused() -> None:
+    """A value behind a path too long to print is refused by its type."""
+    with pytest.raises(UnstorableError, match=r"^the session cannot be stored: .*Thing"):
+        CODEC.check("key" * 1000, [[Thing()]])
+
+
 def test_a_refused_member_of_a_set_is_named() -> None:
     """A member of a set that cannot be stored is named with the set's path."""
     with pytest.raises(UnstorableError, match=r"session\['a'\]\[\d\] is a .*Point and cannot"):
@@ -659,6 +665,9 @@ def extension(code: int, body: bytes) -> bytes:
         b"\x81\xa1v" + b"\x91" * 5000 + b"\xc0",
         b"\x81\xa1v\xa2\xff\xfe",
         b"\x81\xa1v" + extension(1, b"\x7f" * 40),
+        b"\x81\xa1v" + extension(2, b"\x7f" * 40),
+        b"\x81\xa1v" + extension(255, bytes(4) + b"\x7f" * 8),
+        b"\x81\xa1v" + extension(255, b"\x00" * 5),
         b"\x81\xa1v" + extension(3, b"\x93\x00\xa9../passwd\x00"),
         b"\x81\xa1v" + extension(3, b"\x93\x00\xabNo/Such/One\x00"),
         b"\x81\xa1v" + extension(3, b"\x93\x00\xa3UTC\x02"),

@@ -441,14 +441,16 @@ def test_a_login_takes_along_what_nobody_wrote(site: Site) -> None:
     )
 
 
-@pytest.mark.parametrize("order", [0, 1])
-def test_a_write_beside_a_clear_logs_nobody_in(site: Site, order: int) -> None:
+@pytest.mark.parametrize("left", [ENDS["clear"], steps(ENDS["clear"], put(c=1))], ids=["", "fill"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+def test_a_write_beside_a_clear_logs_nobody_in(site: Site, left: Step, first: bool) -> None:
     """clear() logs out, whichever of two requests is the later."""
     browser = site.browser()
     browser.visit(lambda s: s.bind("ann"), put(a=1))
-    steps = [put(b=2), lambda s: s.clear()]
-    overlap(site, browser, steps[order], steps[1 - order])
+    order = (left, put(b=2)) if first else (put(b=2), left)
+    overlap(site, browser, *order)
     assert browser.visit(lambda session: session.principal).result is None
+    assert "a" not in browser.data()
 
 
 # -- the cookie store -----------------------------------------------------------------

@@ -66,7 +66,7 @@ def _to_int(data: bytes) -> int:
     return int.from_bytes(data, "big", signed=True)
 
 
-def _pack_datetime(value: dt.datetime) -> msgpack.ExtType:
+def _pack_datetime(value: dt.datetime) -> msgpack.ExtType | msgpack.Timestamp:
     zone = value.tzinfo
     if zone is dt.timezone.utc:
         # msgpack's own type, which its decoder makes without calling back.
@@ -106,7 +106,7 @@ def _pack_time(value: dt.time) -> msgpack.ExtType:
     return msgpack.ExtType(_TIME, value.isoformat().encode())
 
 
-_PLAIN_ENCODERS: dict[type, Callable[[Any], msgpack.ExtType]] = {
+_PLAIN_ENCODERS: dict[type, Callable[[Any], msgpack.ExtType | msgpack.Timestamp]] = {
     dt.datetime: _pack_datetime,
     dt.date: lambda v: msgpack.ExtType(_DATE, _from_int(v.toordinal())),
     dt.time: _pack_time,
@@ -224,7 +224,7 @@ class MsgpackCodec:
         return packers[depth]
 
     def _new_packer(self, depth: int) -> msgpack.Packer:
-        def default(value: Any) -> msgpack.ExtType:
+        def default(value: Any) -> msgpack.ExtType | msgpack.Timestamp:
             kind = type(value)
             encoder = _PLAIN_ENCODERS.get(kind)
             if encoder is not None:

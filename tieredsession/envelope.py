@@ -195,9 +195,8 @@ class Envelope:
             payload = inflater.decompress(payload, _MAX_INFLATED)
             if not inflater.eof:
                 raise ValueError("more than a session may inflate to")
-        if version is None:
-            version = expires
-        return Record(payload, float(expires), float(expires - span), principal, version)
+        kept = expires if version is None else version
+        return Record(payload, float(expires), float(expires - span), principal, kept)
 
 
 def _varint(number: int) -> bytes:

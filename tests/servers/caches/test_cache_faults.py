@@ -23,7 +23,7 @@ from tieredsession.stores.redis import RedisCache
 from tieredsession.url import URL
 
 if TYPE_CHECKING:
-    from caches.conftest import Memcached, Proxy, RedisServer
+    from servers.conftest import Memcached, Proxy, RedisServer
 
     AnyServer = Memcached | RedisServer
 

@@ -19,7 +19,7 @@ from tieredsession.testing.cache_contract import CacheContract
 from tieredsession.url import URL
 
 if TYPE_CHECKING:
-    from caches.conftest import Memcached, RedisServer
+    from servers.conftest import Memcached, RedisServer
 
 SETTING = "SESSION_CACHE_URL"
 

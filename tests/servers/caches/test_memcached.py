@@ -19,7 +19,7 @@ from tieredsession.stores.memcached import MemcachedCache
 from tieredsession.url import URL
 
 if TYPE_CHECKING:
-    from caches.conftest import Certificates, Impostor, Memcached, Proxy
+    from servers.conftest import Certificates, Impostor, Memcached, Proxy
 
 TTL = 60.0
 DAY = 24 * 3600

@@ -19,7 +19,7 @@ from tieredsession.stores.redis import RedisCache
 from tieredsession.url import URL
 
 if TYPE_CHECKING:
-    from caches.conftest import Certificates, Impostor, Proxy, RedisServer, Server
+    from servers.conftest import Certificates, Impostor, Proxy, RedisServer, Server
 
 TTL = 60.0
 DAY = 24 * 3600
