@@ -102,6 +102,8 @@ class App:
         write = self._start(session, start_response)
         if self.way == "list":
             return [b"one", b"two"]
+        if self.way == "tuple":
+            return (b"one", b"two")
         if self.way == "generator":
             return self._middle(session)
         if self.way == "iterator":
@@ -271,9 +273,9 @@ def test_the_application_keeps_its_headers(make_site: MakeSite) -> None:
     assert headers == PLAIN
 
 
-@pytest.mark.parametrize("way", ["list", "file"])
+@pytest.mark.parametrize("way", ["list", "tuple", "file"])
 def test_finished_bodies_pass_through(make_site: MakeSite, way: str) -> None:
-    """A list, or a file for the server to send, reaches the server as it is."""
+    """A list, a tuple, or a file for the server to send, reaches the server as it is."""
     made: list[Iterable[bytes]] = []
     inner = App(way, before=put(a=1))
 
