@@ -1,6 +1,6 @@
 # What this needs: make, and Python 3.10 or newer. Everything else goes into $(VENV).
 #
-#   make demo    serve the demo; STORE=sqlite|cookie|memory HOST=127.0.0.1 PORT=8000
+#   make demo    serve the demo; STORE=sqlite|cookie|memory|gae HOST=127.0.0.1 PORT=8000
 #   make test    every test, with branch coverage
 #   make check   lint, format and types
 #   make pytest  the tests alone; ARGS="-k cookie" goes to pytest
@@ -21,7 +21,9 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: demo test check pytest clean
 .NOTPARALLEL:
 
-demo: $(VENV)/.demo
+DEMO = $(if $(filter gae,$(STORE)),demo-gae,demo)
+
+demo: $(VENV)/.$(DEMO)
 	@$(BIN)/tieredsession demo --store $(STORE) --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.test
@@ -47,6 +49,10 @@ clean:
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.made
 	$(PIP) install --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.demo-gae: pyproject.toml $(VENV)/.made
+	$(PIP) install --editable ".[demo,datastore,memcached,fakeredis]"
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.made

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--store",
-        choices=("sqlite", "cookie", "memory"),
+        choices=("sqlite", "cookie", "memory", "gae"),
         default="sqlite",
         help="where sessions live (default: %(default)s)",
     )

@@ -53,7 +53,8 @@ _EPOCH = dt.datetime(1970, 1, 1)
 _EPOCH_UTC = _EPOCH.replace(tzinfo=dt.timezone.utc)
 _MICROSECOND = dt.timedelta(microseconds=1)
 
-_ALWAYS_STORABLE = frozenset({bool, int, float, bytes, type(None)})
+_ALWAYS_STORABLE = frozenset({bool, int, float, type(None)})
+_SURELY_FITS = 1 << 16
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 _PATH_SEARCHED = 300  # characters of the path to a value that is to blame
 
@@ -163,8 +164,11 @@ class MsgpackCodec:
     def check(self, key: str, value: Any) -> None:
         """Raise ``UnstorableError`` if *value* cannot be kept under *key*."""
         kind = type(value)
-        if key.isascii() and (kind in _ALWAYS_STORABLE or (kind is str and value.isascii())):
-            return
+        if key.isascii():
+            if kind in _ALWAYS_STORABLE:
+                return
+            if (kind is bytes or (kind is str and value.isascii())) and len(value) < _SURELY_FITS:
+                return
         self.encode({key: value})
 
     def encode(self, data: Mapping[str, Any]) -> bytes:

@@ -60,7 +60,8 @@ class SessionInfo(NamedTuple):
     """One session of a principal, for a page that lists them. Nothing in it opens it.
 
     *handle* is for :meth:`SessionManager.end_session`. *last_seen* is up to the refresh
-    share of the lifetime too early. *device* is what ``Session.bind`` was told.
+    share of the lifetime too early, and more near the end of an absolute lifetime.
+    *device* is what ``Session.bind`` was told.
     """
 
     handle: str

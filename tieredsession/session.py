@@ -254,7 +254,9 @@ class Session(MutableMapping[str, Any]):
     def destroy(self) -> None:
         """End the session: its id is dead in every tier before the response leaves.
 
-        What is assigned afterwards begins another session, with another id.
+        What is assigned afterwards begins another session, with another id. If another
+        request has renewed this session in the meantime, its successor lives on: end all
+        sessions of a user with ``SessionManager.end_all``.
         """
         state = self._changeable(needs_cookie=True)
         state.data.clear()
@@ -274,6 +276,8 @@ class Session(MutableMapping[str, Any]):
         """
         if principal is not None and (type(principal) is not str or not principal):
             raise TypeError("a principal is a non-empty str, or None")
+        if principal is not None:
+            self._io.codec.check("principal", principal)
         self._io.codec.check(DEVICE, device)
         state = self._state or self._touch()
         if state.principal == principal:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,7 +27,7 @@ except ImportError:
 
 from tieredsession import Request, Session, SessionMiddleware, SessionTooLarge, Settings
 from tieredsession.demo import page
-from tieredsession.demo.meter import Meter, MeteredStore
+from tieredsession.demo.meter import Meter, metered
 from tieredsession.errors import ConfigurationError
 from tieredsession.events import Event
 from tieredsession.merge import counter
@@ -35,6 +36,8 @@ from tieredsession.registry import open_store
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+    from tieredsession.demo.servers import Tiers
+
 FOLDER = Path(".demo")
 """Where the demo keeps its secret and its SQLite file, below the current directory."""
 
@@ -42,6 +45,7 @@ STORES = {
     "sqlite": "tieredsession.stores.SQLiteSessionStore",
     "cookie": "tieredsession.stores.SecureCookieSessionStore",
     "memory": "tieredsession.stores.MemorySessionStore",
+    "gae": "tieredsession.stores.GAESessionStore",
 }
 
 _FILE = "sessions.sqlite3"
@@ -69,6 +73,7 @@ class Demo:
         environ: may have ``SECRET_KEY`` and ``SECRET_KEY_FALLBACKS``, to try a change of
             key; without a ``SECRET_KEY`` one is made and kept in *folder*.
         clock: seconds since the epoch, UTC.
+        tiers: where the servers of the store ``gae`` are.
 
     Raises:
         ConfigurationError: a secret is weak, or *folder* cannot be used.
@@ -81,19 +86,21 @@ class Demo:
         folder: Path = FOLDER,
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.time,
+        tiers: Tiers | None = None,
     ) -> None:
-        settings = Settings(_settings(store, folder, environ))
+        settings = Settings(_settings(store, folder, environ, tiers))
         self._clock = clock
         self._events: deque[tuple[float, Event]] = deque(maxlen=8)
         self._meter = Meter(settings.session_cookie_name)
         self._store = open_store(settings, [self._observe])
-        self._place = page.place(store, os.path.abspath(folder / _FILE))
+        where = os.path.abspath(folder / _FILE) if tiers is None else tiers.cache
+        self._place = page.place(store, where)
         self._cookie_name = settings.session_cookie_name
         self._app = self._meter.outside(
             SessionMiddleware(
                 self._meter.inside(self._answer),
                 settings,
-                store=MeteredStore(self._store, self._meter),
+                store=metered(self._store, self._meter),
                 observers=[self._observe],
                 clock=clock,
             )
@@ -249,7 +256,9 @@ _CHANGES: dict[str, Callable[[Session, Mapping[str, str]], None]] = {
 # -- settings and server ----------------------------------------------------------------
 
 
-def _settings(store: str, folder: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+def _settings(
+    store: str, folder: Path, environ: Mapping[str, str], tiers: Tiers | None
+) -> dict[str, Any]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         secret = environ.get("SECRET_KEY") or _kept_secret(folder / "secret_key")
@@ -265,6 +274,9 @@ def _settings(store: str, folder: Path, environ: Mapping[str, str]) -> dict[str,
     }
     if store == "sqlite":
         settings["SESSION_STORE_URL"] = "sqlite:///" + quote(str(folder / _FILE))
+    if tiers is not None:
+        settings["SESSION_STORE_URL"] = tiers.store_url
+        settings["SESSION_CACHE_URL"] = tiers.cache_url
     return settings
 
 
@@ -297,8 +309,14 @@ def serve(store: str, host: str, port: int) -> None:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise ConfigurationError(f"--host {host} --port {port}: {error.strerror}") from None
-    with listener:
-        demo = Demo(store)
+    with listener, ExitStack() as stack:
+        tiers = None
+        if store == "gae":
+            from tieredsession.demo.servers import running
+
+            print("Starting the Datastore emulator and a cache ...", flush=True)
+            tiers = stack.enter_context(running())
+        demo = Demo(store, tiers=tiers)
         server = make_server(host, port, demo, threaded=True, fd=listener.fileno())
         shown = f"[{host}]" if ":" in host else host
         print(

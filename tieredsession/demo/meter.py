@@ -132,6 +132,39 @@ class Meter:
         return paused
 
 
+_LOCAL = frozenset({"close", "label", "server"})  # methods that ask nobody
+
+
+def metered(store: SessionStore, meter: Meter) -> SessionStore:
+    """*store* with its calls counted: those to each of its tiers, if it is made of tiers."""
+    tiers: Any = store
+    if not hasattr(store, "durable"):
+        return MeteredStore(store, meter)
+    tiers.cache = _Metered(tiers.cache, "cache", meter)
+    tiers.durable = _Metered(tiers.durable, "Datastore", meter)
+    return store
+
+
+class _Metered:
+    """One tier, whose calls a *meter* counts under a *name*."""
+
+    def __init__(self, tier: object, name: str, meter: Meter) -> None:
+        self._tier = tier
+        self._name = name
+        self._meter = meter
+
+    def __getattr__(self, method: str) -> Any:
+        attribute = getattr(self._tier, method)
+        if not callable(attribute) or method in _LOCAL:
+            return attribute
+
+        def counted(*arguments: Any) -> Any:
+            with self._meter.cost.call(f"{self._name} {method}"):
+                return attribute(*arguments)
+
+        return counted
+
+
 class MeteredStore:
     """Any store, whose calls a *meter* counts."""
 

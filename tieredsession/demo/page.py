@@ -41,8 +41,8 @@ class Place:
     replay: str
 
 
-def place(store: str, file: str) -> Place:
-    """The words for *store*, one of the demo's; *file* is that of SQLite."""
+def place(store: str, where: str) -> Place:
+    """The words for *store*, one of the demo's; *where* is SQLite's file, or the cache."""
     dead = "Dead. The store has forgotten it, and a copy opens nothing."
     if store == "cookie":
         return Place(
@@ -61,7 +61,15 @@ def place(store: str, file: str) -> Place:
             "Not survived: the sessions end with the process.",
             dead,
         )
-    return Place("SQLiteSessionStore", file, True, "Survived: the file stays.", dead)
+    if store == "gae":
+        return Place(
+            "GAESessionStore",
+            f"in {where}, written through into Google's Datastore emulator",
+            True,
+            "Not survived: the emulator of this demo keeps nothing. Datastore does.",
+            "Dead, in both tiers. The store has forgotten it, and a copy opens nothing.",
+        )
+    return Place("SQLiteSessionStore", where, True, "Survived: the file stays.", dead)
 
 
 def render(
