@@ -1,4 +1,4 @@
-"""``python -m benchmarks [codec] [requests] [imports] [--quick] [--json FILE] [--rst FILE]``."""
+"""``python -m benchmarks [program ...] [--quick] [--json FILE] [--rst FILE]``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.harness import FULL, QUICK, Effort, Say
 from benchmarks.report import Findings, Report, environment, plain, rest
 
-PROGRAMS = ("codec", "requests", "imports")
+PROGRAMS = ("codec", "requests", "imports", "tiers")
 """Each is a module here with ``measure(effort, say) -> Findings`` and ``report(findings)``."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import tieredsession
+from benchmarks.cookies import SECRET
 from benchmarks.harness import Effort, Rounds, Say, difference, race
 from benchmarks.report import Findings, Key, Report, Table, Target, cell
 
@@ -22,7 +23,7 @@ STATEMENTS: dict[str, str] = {
     "SessionMiddleware": "from tieredsession import SessionMiddleware",
     "SessionMiddleware, ready": (
         "from tieredsession import SessionMiddleware; "
-        "SessionMiddleware(None, {'SECRET_KEY': '0123456789abcdef0123456789abcdef'})"
+        f"SessionMiddleware(None, {{'SECRET_KEY': {SECRET!r}}})"
     ),
     "itsdangerous": "from itsdangerous import URLSafeTimedSerializer",
     "Flask's sessions": "import flask.sessions",

@@ -30,6 +30,7 @@ from tieredsession.errors import DecodeError, UnstorableError
 from tieredsession.tables import to_columns, to_floats, to_rows, to_scaled
 
 MAX_BYTES = 1 << 20
+_TABLES_FROM = 256  # bytes; a shorter session has no list that is worth the search
 MAX_EXTENSION_DEPTH = 16  # sets and tuples inside one another
 
 # Extension codes of format 1. They are never given a second meaning.
@@ -180,7 +181,11 @@ class MsgpackCodec:
         """
         packer = self._packer(0)
         try:
-            payload: bytes = packer.pack(self._with_tables(data) if self._tables else data)
+            payload: bytes = packer.pack(data)
+            if self._tables and len(payload) >= _TABLES_FROM:
+                tabled = self._with_tables(data)
+                if tabled is not data:
+                    payload = packer.pack(tabled)
         except Exception as error:
             raise self._explain(data, error) from None
         if len(payload) > MAX_BYTES:
@@ -221,8 +226,11 @@ class MsgpackCodec:
         packers: list[msgpack.Packer]
         try:
             packers = self._local.packers
+            return packers[depth]
         except AttributeError:
             packers = self._local.packers = []
+        except IndexError:
+            pass
         while len(packers) <= depth:
             packers.append(self._new_packer(len(packers)))
         return packers[depth]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from tieredsession.cookies import MAX_AGE
 from tieredsession.errors import ConfigurationError
@@ -421,6 +421,9 @@ class Settings:
             )
         if not self.session_cookie_path.startswith("/"):
             raise ConfigurationError("SESSION_COOKIE_PATH must begin with '/'")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("settings hold a secret and are not pickled")
 
     def __repr__(self) -> str:
         return f"<Settings, store {self.session_store}>"

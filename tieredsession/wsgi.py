@@ -70,8 +70,11 @@ class SessionMiddleware:
         session = environ[SESSION_KEY] = Session(manager, environ.get("HTTP_COOKIE"))
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            reply = manager.close(session, int(status[:3]))
-            if reply is not None:
+            # All that is asked of the status is whether it is one of 5xx.
+            code = 500 if status >= "5" else 200
+            if session._state is None:
+                session._status = code  # as manager.close would do
+            elif (reply := manager.close(session, code)) is not None:
                 headers = list(headers)
                 add_headers(headers, reply)
             if exc_info is not None:
@@ -84,8 +87,8 @@ class SessionMiddleware:
             if session.headers_sent:
                 raise
             return _unavailable(start_response)
-        if session.headers_sent and (type(body) is list or _is_finished(body, environ)):
-            if session.accessed:
+        if session._status is not None and (type(body) is list or _is_finished(body, environ)):
+            if session._state is not None:
                 self._finish(session, body)
             return body
         return _Body(body, manager, session, start_response)

@@ -225,8 +225,9 @@ def test_an_outage_of_datastore(
     """Without Datastore a warm session is read, a change answers 503, and nothing is claimed."""
     emulator = start_emulator()
     monkeypatch.setenv("DATASTORE_EMULATOR_HOST", emulator.host)
-    site = open_site(memcached.url(PATIENT), f"datastore://{project}?deadline=1")
-    _, _, cookie = site.visit("")
+    site = open_site(memcached.url(PATIENT), f"datastore://{project}?deadline=5")
+    status, _, cookie = site.visit("")
+    assert status == "200 OK"
     assert emulator.process is not None
     emulator.process.terminate()
     emulator.process.wait()

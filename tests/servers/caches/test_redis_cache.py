@@ -125,8 +125,10 @@ def test_a_full_server(own_redis: Callable[..., RedisServer], open_cache: Open) 
     with pytest.raises(CacheError, match="OutOfMemoryError"):
         cache.set("key", b"new", TTL)
     assert cache.get("key") is None
+    with pytest.raises(CacheError, match="OutOfMemoryError"):
+        fill()  # into what the value refused has left free
     with pytest.raises(CacheError):
-        cache.replace("lease", b"lease", b"value", TTL)
+        cache.replace("lease", b"lease", b"value" * 10_000, TTL)
     assert cache.get("lease") == Entry(b"lease", b"lease")
 
 
