@@ -223,14 +223,10 @@ class MsgpackCodec:
 
         A packer with a hook is not safe to share between threads, nor to call from its hook.
         """
-        packers: list[msgpack.Packer]
         try:
-            packers = self._local.packers
-            return packers[depth]
+            packers: list[msgpack.Packer] = self._local.packers
         except AttributeError:
             packers = self._local.packers = []
-        except IndexError:
-            pass
         while len(packers) <= depth:
             packers.append(self._new_packer(len(packers)))
         return packers[depth]
