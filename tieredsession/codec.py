@@ -103,9 +103,25 @@ def _unpack_zoned(data: bytes) -> dt.datetime:
 
 
 def _pack_time(value: dt.time) -> msgpack.ExtType:
-    if value.tzinfo is not None and value.utcoffset() is None:
+    offset = value.utcoffset()
+    if value.tzinfo is not None and offset is None:
         raise TypeError("a time of day whose zone has no fixed offset")
-    return msgpack.ExtType(_TIME, value.isoformat().encode())
+    # Not isoformat(): its reader takes an offset of less than a second for none.
+    since = dt.timedelta(
+        hours=value.hour,
+        minutes=value.minute,
+        seconds=value.second,
+        microseconds=value.microsecond,
+    )
+    where = None if offset is None else offset // _MICROSECOND
+    parts = [since // _MICROSECOND, where, value.fold]
+    return msgpack.ExtType(_TIME, msgpack.packb(parts))
+
+
+def _unpack_time(data: bytes) -> dt.time:
+    since, where, fold = msgpack.unpackb(data)
+    value: dt.time = (_EPOCH + since * _MICROSECOND).time().replace(fold=fold)
+    return value if where is None else value.replace(tzinfo=dt.timezone(where * _MICROSECOND))
 
 
 _PLAIN_ENCODERS: dict[type, Callable[[Any], msgpack.ExtType | msgpack.Timestamp]] = {
@@ -123,7 +139,7 @@ _PLAIN_DECODERS: dict[int, Callable[[bytes], Any]] = {
     _DATETIME_NAIVE: lambda d: _EPOCH + _to_int(d) * _MICROSECOND,
     _DATETIME_ZONED: _unpack_zoned,
     _DATE: lambda d: dt.date.fromordinal(_to_int(d)),
-    _TIME: lambda d: dt.time.fromisoformat(d.decode()),
+    _TIME: _unpack_time,
     _TIMEDELTA: lambda d: _to_int(d) * _MICROSECOND,
     _DECIMAL: lambda d: Decimal(d.decode()),
     _UUID: lambda d: UUID(bytes=d),
