@@ -490,6 +490,43 @@ def start_emulator(
         yield start
 
 
+class DurableEmulator:
+    """An emulator that keeps its data on disk, and so can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.host = f"127.0.0.1:{_emulator_free_port()}"
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        command = [
+            argument.replace("on_disk=False", "on_disk=True").replace("--no-store", "--store")
+            for argument in _emulator_command(self.host, self._folder)
+        ]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        _emulator_wait_until_ready(self.host, self._process, self._folder / "log")
+
+    def stop(self) -> None:
+        """End it as one would on purpose: only then does it write down what it holds."""
+        with suppress(OSError):
+            _emulator_get(self.host, "/shutdown", post=True)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@pytest.fixture
+def durable_emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DurableEmulator]:
+    """An emulator of the test's own, which outlives its process."""
+    emulator = DurableEmulator(tmp_path)
+    monkeypatch.setenv("DATASTORE_EMULATOR_HOST", emulator.host)
+    yield emulator
+    emulator.stop()
+
+
 @pytest.fixture(scope="session")
 def shared_emulator(start_emulator: Callable[[], Emulator]) -> Iterator[Emulator]:
     """One emulator for all tests, which google's clients find."""

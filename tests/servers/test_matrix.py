@@ -20,7 +20,7 @@ from tieredsession.stores.tiered import TieredSessionStore
 from tieredsession.testing import Chaos, FakeClock, PrincipalContract, StoreContract
 
 if TYPE_CHECKING:
-    from servers.conftest import Emulator, Memcached, RedisServer
+    from servers.conftest import DurableEmulator, Emulator, Memcached, RedisServer
 
 SECRET = "only for tests, only for tests, 1"
 OPTIONS = StoreOptions(Keyring(SECRET), "id", "app:", principals=True)
@@ -213,6 +213,38 @@ def test_a_loop_of_requests_through_restarts(
     site.app.manager.close(session)
     memcached.start()
     assert site.app.manager.open(cookie).new
+
+
+def test_a_loop_of_requests_through_restarts_of_both(
+    open_site: Callable[[str, str], Site],
+    own_memcached: Callable[..., Memcached],
+    durable_emulator: DurableEmulator,
+    project: str,
+) -> None:
+    """While memcached and Datastore stop and start, each answer of 200 counts exactly once."""
+    memcached = own_memcached()
+    site = open_site(memcached.url("timeout=1"), f"datastore://{project}?deadline=4")
+    status, acknowledged, cookie = site.visit("")
+    assert status == "200 OK"
+    refused = 0
+    for number in range(24):
+        if number == 6:
+            memcached.stop()
+        if number in (8, 16):
+            durable_emulator.stop()
+        if number == 10:
+            memcached.start()
+        if number in (10, 18):
+            durable_emulator.start()
+        status, count, cookie = site.visit(cookie)
+        if status.startswith("503"):
+            refused += 1
+            continue
+        assert (status, count) == ("200 OK", acknowledged + 1)
+        acknowledged = count
+    assert refused >= 2
+    assert acknowledged >= 12
+    assert site.app.manager.open(cookie)["count"] == acknowledged
 
 
 def test_an_outage_of_datastore(
