@@ -243,8 +243,14 @@ def test_a_loop_of_requests_through_restarts_of_both(
         assert (status, count) == ("200 OK", acknowledged + 1)
         acknowledged = count
     assert refused >= 2
-    assert acknowledged >= 12
-    assert site.app.manager.open(cookie)["count"] == acknowledged
+    assert acknowledged >= 9  # those before the first stop of Datastore
+    # The channel takes its time to connect again; until then every answer is 503.
+    for _ in range(500):
+        status, count, cookie = site.visit(cookie)
+        if status == "200 OK":
+            break
+    assert (status, count) == ("200 OK", acknowledged + 1)
+    assert site.app.manager.open(cookie)["count"] == count
 
 
 def test_an_outage_of_datastore(
