@@ -223,7 +223,7 @@ def test_a_loop_of_requests_through_restarts_of_both(
 ) -> None:
     """While memcached and Datastore stop and start, each answer of 200 counts exactly once."""
     memcached = own_memcached()
-    site = open_site(memcached.url("timeout=1"), f"datastore://{project}?deadline=4")
+    site = open_site(memcached.url("timeout=1"), f"datastore://{project}?deadline=10")
     status, acknowledged, cookie = site.visit("")
     assert status == "200 OK"
     refused = 0
@@ -263,7 +263,7 @@ def test_an_outage_of_datastore(
     """Without Datastore a warm session is read, a change answers 503, and nothing is claimed."""
     emulator = start_emulator()
     monkeypatch.setenv("DATASTORE_EMULATOR_HOST", emulator.host)
-    site = open_site(memcached.url(PATIENT), f"datastore://{project}?deadline=5")
+    site = open_site(memcached.url(PATIENT), f"datastore://{project}?deadline=10")
     status, _, cookie = site.visit("")
     assert status == "200 OK"
     assert emulator.process is not None
