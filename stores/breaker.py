@@ -78,6 +78,11 @@ class Breaker:
             self._opens_at = self._clock() + seconds
             return seconds
 
+    def interrupted(self) -> None:
+        """A call came to no end. If it was the probe, another caller may probe."""
+        with self._lock:
+            self._probing = False
+
     def missed(self, key: str) -> None:
         """The cached copy of *key* is out of date and could not be marked."""
         with self._lock:

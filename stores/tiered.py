@@ -256,8 +256,12 @@ class TieredSessionStore:
         flight = self._flights[key] = _Flight(lease, found.handle)
         try:
             record = self.durable.load(token, now)
-        except BaseException as error:
+        except Exception as error:
             flight.answer.set_exception(error)
+            raise
+        except BaseException:
+            # What ends this thread is not for those who wait for it.
+            flight.answer.set_exception(StoreUnavailable("a shared lookup was interrupted"))
             raise
         else:
             flight.answer.set_result(record)
@@ -350,6 +354,9 @@ class TieredSessionStore:
         except CacheError as error:
             self._failed(key, breaker, error)
             return None
+        except BaseException:
+            breaker.interrupted()
+            raise
         breaker.succeeded()
         return answer
 

@@ -490,3 +490,54 @@ def test_a_store_without_an_index_says_so() -> None:
     durable: SessionStore = Plain()  # type: ignore[assignment]
     store = TieredSessionStore(MemoryCache(), durable, OPTIONS.ids, OPTIONS.record_envelope)
     assert not store.principals
+
+
+# -- interruptions --------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """What ends a worker in the middle of a call: a signal, or a greenlet's time-out."""
+
+
+def interrupt() -> None:
+    raise Interrupted
+
+
+def test_an_interrupted_probe_is_not_the_last(tiers: Tiers) -> None:
+    """A probe that never came to its end does not keep the cache out of use for ever."""
+    process = tiers.process(CacheTimeout)
+    saved = process.store.create(RECORD, NOW)
+    process.to_cache.fail("get_or_add")
+    process.payload(saved.token)  # opens the breaker
+    tiers.clock.advance(60)
+    process.to_cache.before("get", interrupt)
+    with pytest.raises(Interrupted):
+        process.payload(saved.token)
+    tiers.clock.advance(60)
+    process.payload(saved.token)
+    process.calls()
+    assert process.payload(saved.token) == b"one"
+    assert process.calls() == (1, 0)
+
+
+def test_an_interruption_stays_in_its_own_thread() -> None:
+    """Threads that share a lookup are told that it failed, not what ended its thread."""
+    gate, chaos = Gate(), Chaos()
+    durable = MemorySessionStore.from_options(OPTIONS)
+    token = durable.create(RECORD, NOW).token
+    store = TieredSessionStore(gate, chaos.wrap(durable), OPTIONS.ids, OPTIONS.record_envelope)
+
+    def wait_and_interrupt() -> None:
+        for _ in range(4):
+            assert gate.passed.acquire(timeout=20)
+        raise Interrupted
+
+    def load(_: int) -> str:
+        try:
+            return repr(store.load(token, NOW))
+        except BaseException as error:
+            return type(error).__name__
+
+    chaos.before("load", wait_and_interrupt)
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(load, range(4))) == ["Interrupted"] + ["StoreUnavailable"] * 3
