@@ -132,7 +132,7 @@ def _ndb(payload: bytes) -> Callable[[str], object]:
     """The same increment written with ndb: a context, get, change, put."""
     import google.cloud.ndb as ndb
 
-    class ByHand(ndb.Model):  # type: ignore[misc]
+    class ByHand(ndb.Model):  # type: ignore[misc]  # ndb has no types
         data = ndb.BlobProperty(indexed=False)
         expires = ndb.IntegerProperty()
 

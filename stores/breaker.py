@@ -74,7 +74,7 @@ class Breaker:
                 return None  # one of several calls that were under way when it opened
             self._closed = False
             # Jittered, so that the processes of a site do not probe in step.
-            seconds = self._pause * uniform(0.8, 1.2)  # noqa: S311
+            seconds = self._pause * uniform(0.8, 1.2)  # noqa: S311 - spreads, guards nothing
             self._opens_at = self._clock() + seconds
             return seconds
 

@@ -63,7 +63,7 @@ _DIGITS = 64  # hex digits of a SHA-256, with which every storage key ends
 _HOUR = 3600
 
 
-class SessionEntity(ndb.Model):  # type: ignore[misc]
+class SessionEntity(ndb.Model):  # type: ignore[misc]  # ndb has no types
     """The kind as ndb sees it, to query and to administer sessions with.
 
     ::

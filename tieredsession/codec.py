@@ -220,9 +220,7 @@ class MsgpackCodec:
         if len(payload) > MAX_BYTES:
             raise DecodeError(f"a session of {len(payload)} bytes")
         try:
-            data = msgpack.unpackb(
-                payload, ext_hook=self._ext_hook, strict_map_key=False, timestamp=3
-            )
+            data = _unpack(payload, self._ext_hook)
         except Exception as error:
             # Damaged bytes surface as ValueError, OverflowError, TypeError, KeyError or
             # whatever the constructor of an extension type raises.

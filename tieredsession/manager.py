@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import uniform
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from tieredsession import events
 from tieredsession.contracts import ByPrincipal, Codec, Observer, Record, Saved, SessionStore
@@ -164,12 +164,10 @@ class SessionManager:
                 data = self.codec.decode(record.payload)
             except DecodeError:
                 data = {}
-            own = data.get(LIFETIME)
-            idle = own if type(own) is int else self.lifetimes.idle
             info = SessionInfo(
                 handle=key,
                 created=record.created,
-                last_seen=max(record.created, record.expires - idle),
+                last_seen=max(record.created, record.expires - self._idle(data)),
                 device=data.get(DEVICE),
                 current=mine is not None and mine in key,
             )
@@ -242,7 +240,7 @@ class SessionManager:
         try:
             for attempt in range(_TRIES):
                 if attempt >= _AT_ONCE:
-                    self._sleep(uniform(0, _PAUSE * attempt))  # noqa: S311
+                    self._sleep(uniform(0, _PAUSE * attempt))  # noqa: S311 - spreads, guards nothing
                 try:
                     return self._save(state, now)
                 except Conflict as conflict:
@@ -434,13 +432,13 @@ class SessionManager:
             return True
         return self.codec.encode({key: state.data[key] for key in old}) != before
 
-    def _idle(self, state: State) -> int:
-        own = state.data.get(LIFETIME)
+    def _idle(self, data: Mapping[str, Any]) -> int:
+        own = data.get(LIFETIME)
         return own if type(own) is int and own > 0 else self.lifetimes.idle
 
     def _expiry(self, state: State, created: float, now: float) -> float:
         """When a session that is used *now* ends, in whole seconds."""
-        expires = float(int(now) + self._idle(state))
+        expires = float(int(now) + self._idle(state.data))
         absolute = self.lifetimes.absolute
         return expires if absolute is None else min(expires, created + absolute)
 
@@ -450,7 +448,7 @@ class SessionManager:
             return True
         if expires == record.expires:
             return False
-        idle = self._idle(state)
+        idle = self._idle(state.data)
         step = idle * self.lifetimes.refresh
         if expires > record.expires:
             return now >= record.expires - idle + step

@@ -16,11 +16,8 @@ from tieredsession.keyring import Keyring
 from tieredsession.manager import Lifetimes, SessionManager
 from tieredsession.observers import fan_out
 from tieredsession.options import StoreOptions
-from tieredsession.settings import Settings
+from tieredsession.settings import COOKIE_STORE, HYBRID_STORE, Settings
 from tieredsession.url import URL
-
-COOKIE = "tieredsession.stores.SecureCookieSessionStore"
-HYBRID = "tieredsession.stores.HybridSessionStore"
 
 SERVER_STORES = {
     "datastore": "tieredsession.stores.GAESessionStore",
@@ -77,15 +74,15 @@ def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> Sessio
         principals=settings.session_principals,
         observer=fan_out(observers),
     )
-    if settings.session_store != HYBRID:
+    if settings.session_store != HYBRID_STORE:
         return _with_cache(_make(settings.session_store, options), settings, options)
     scheme = "datastore" if options.url is None else options.url.scheme
     if scheme not in SERVER_STORES:
         known = ", ".join(SERVER_STORES)
         raise ConfigurationError(f"SESSION_STORE_URL has the unknown scheme {scheme!r}: {known}")
     server = _with_cache(_make(SERVER_STORES[scheme], options), settings, options)
-    cookie = _make(COOKIE, replace(options, url=None))
-    hybrid: SessionStore = _import(HYBRID)(cookie, server)
+    cookie = _make(COOKIE_STORE, replace(options, url=None))
+    hybrid: SessionStore = _import(HYBRID_STORE)(cookie, server)
     return hybrid
 
 
@@ -126,7 +123,8 @@ def open_manager(
         store if store is not None else open_store(settings, observers),
         MsgpackCodec(
             pickle=settings.session_pickle,
-            tables=settings.session_cookie_compress and settings.session_store in (COOKIE, HYBRID),
+            tables=settings.session_cookie_compress
+            and settings.session_store in (COOKIE_STORE, HYBRID_STORE),
         ),
         CookieWriter(
             settings.session_cookie_name,

@@ -28,6 +28,7 @@ _NAME_CHARACTERS = frozenset(
 )
 _ATTRIBUTE_LIMIT = 1024  # bytes of one cookie attribute that browsers keep (RFC 6265bis, 5.6)
 
+_PREFIX = re.compile(r"[!-~]{0,100}")  # printable ASCII without the space
 _DOMAIN = re.compile(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -113,8 +114,8 @@ def _rules(value: Any) -> dict[str, MergeRule]:
 
 
 _STORES = "tieredsession.stores"
-_COOKIE_STORE = f"{_STORES}.SecureCookieSessionStore"
-_HYBRID_STORE = f"{_STORES}.HybridSessionStore"
+COOKIE_STORE = f"{_STORES}.SecureCookieSessionStore"
+HYBRID_STORE = f"{_STORES}.HybridSessionStore"
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("SECRET_KEY", None, _secret, "At least 32 random bytes. Seals every session."),
@@ -125,7 +126,7 @@ SETTINGS: tuple[Setting, ...] = (
         "Earlier secrets, which still open what they sealed. From the environment: with commas.",
     ),
     Setting(
-        "SESSION_STORE", _COOKIE_STORE, _string, "Where sessions live: the dotted path of a store."
+        "SESSION_STORE", COOKIE_STORE, _string, "Where sessions live: the dotted path of a store."
     ),
     Setting(
         "SESSION_STORE_URL",
@@ -257,7 +258,7 @@ ALIASES = {
 """Kay's names for what has another name here. Kay's ``SESSION_PREFIX`` kept its own."""
 
 STORE_ALIASES = {
-    "kay.sessions.sessionstore.SecureCookieSessionStore": _COOKIE_STORE,
+    "kay.sessions.sessionstore.SecureCookieSessionStore": COOKIE_STORE,
     "kay.sessions.sessionstore.GAESessionStore": f"{_STORES}.GAESessionStore",
 }
 
@@ -341,8 +342,8 @@ class Settings:
         for secret in self.secret_key_fallbacks:
             check_secret(secret, "SECRET_KEY_FALLBACKS")
         self._check_cookie()
-        if self.session_store in (_COOKIE_STORE, _HYBRID_STORE):
-            hybrid = self.session_store == _HYBRID_STORE
+        if self.session_store in (COOKIE_STORE, HYBRID_STORE):
+            hybrid = self.session_store == HYBRID_STORE
             for name, value in (
                 ("SESSION_PICKLE", self.session_pickle),
                 ("SESSION_PRINCIPALS", self.session_principals),
@@ -353,12 +354,7 @@ class Settings:
                         f"{name} is for stores that keep the data on the server: "
                         f"set SESSION_STORE to one, or remove {name}"
                     )
-        if (
-            not self.session_prefix.isascii()
-            or not self.session_prefix.replace(" ", "_") == (self.session_prefix)
-            or not (self.session_prefix + "x").isprintable()
-            or len(self.session_prefix) > 100
-        ):
+        if not _PREFIX.fullmatch(self.session_prefix):
             raise ConfigurationError(
                 "SESSION_PREFIX must be at most 100 printable ASCII characters without spaces"
             )
