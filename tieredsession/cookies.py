@@ -21,11 +21,18 @@ class Reply(NamedTuple):
     """What a response owes to a session that was touched.
 
     *set_cookie* is the value of a ``Set-Cookie`` header, or ``None``; the response varies
-    on ``Cookie`` in any case. *cache_control* goes with a ``Set-Cookie``.
+    on ``Cookie`` in any case. *cache_control* goes with a ``Set-Cookie``. *expire_imported*
+    is one more ``Set-Cookie``: it deletes another library's cookie whose session was taken over.
     """
 
     set_cookie: str | None
     cache_control: str
+    expire_imported: str | None = None
+
+    @property
+    def set_cookies(self) -> list[str]:
+        """The values of all ``Set-Cookie`` headers."""
+        return [line for line in (self.set_cookie, self.expire_imported) if line is not None]
 
 
 def find(header: str | None, name: str) -> list[str]:
@@ -98,10 +105,11 @@ def add_headers(headers: list[tuple[str, str]], reply: Reply) -> None:
     somebody's cookie does not.
     """
     _merge_header(headers, "Vary", "Cookie", _vary)
-    if reply.set_cookie is not None:
+    lines = reply.set_cookies
+    if lines:
         wanted = reply.cache_control
         _merge_header(headers, "Cache-Control", wanted, lambda v: cache_control(v, wanted))
-        headers.append(("Set-Cookie", reply.set_cookie))
+        headers.extend(("Set-Cookie", line) for line in lines)
 
 
 def _merge_header(
