@@ -94,9 +94,7 @@ def starlette() -> CookieCodec:
 
 def django() -> CookieCodec:
     """``django.core.signing`` with the arguments of the ``signed_cookies`` backend."""
-    settings = import_module("django.conf").settings
-    if not settings.configured:
-        settings.configure(SECRET_KEY=SECRET)
+    configure_django()
     signing = import_module("django.core.signing")
     salt = "django.contrib.sessions.backends.signed_cookies"
     serializer = signing.JSONSerializer
@@ -113,6 +111,25 @@ def django() -> CookieCodec:
         return data
 
     return CookieCodec(encode, decode)
+
+
+def configure_django() -> Any:
+    """The settings of this process's Django, which can be configured once."""
+    settings = import_module("django.conf").settings
+    if not settings.configured:
+        settings.configure(
+            SECRET_KEY=SECRET,
+            ALLOWED_HOSTS=["localhost"],
+            ROOT_URLCONF="benchmarks.django_urls",
+            INSTALLED_APPS=["django.contrib.sessions"],
+            SESSION_SERIALIZER="django.contrib.sessions.serializers.JSONSerializer",
+            SESSION_COOKIE_SECURE=True,
+            DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+            LOGGING_CONFIG=None,
+            USE_I18N=False,
+        )
+        import_module("django").setup()
+    return settings
 
 
 def pyramid() -> CookieCodec:
@@ -169,6 +186,54 @@ def nacl() -> CookieCodec:
     return CookieCodec(encode, decode)
 
 
+def beaker() -> CookieCodec:
+    """What Beaker's ``CookieSession`` does between the data and its signed cookie, as JSON."""
+    session = import_module("beaker.session")
+
+    def encode(data: Data) -> str:
+        made = session.CookieSession({}, validate_key=SECRET, data_serializer="json")
+        made.update(data)
+        made.save()
+        value: str = made.cookie[made.key].coded_value
+        return value
+
+    def decode(value: str) -> Data | None:
+        request = {"cookie": f"beaker.session.id={value}"}
+        try:
+            read = session.CookieSession(request, validate_key=SECRET, data_serializer="json")
+        except import_module("beaker.exceptions").BeakerException:
+            return None
+        return {key: item for key, item in read.items() if key[:1] != "_"}
+
+    return CookieCodec(encode, decode)
+
+
+def aiohttp_session() -> CookieCodec:
+    """The bodies of ``load_session`` and ``save_session`` of ``EncryptedCookieStorage``."""
+    sessions = import_module("aiohttp_session")
+    cookie_storage = import_module("aiohttp_session.cookie_storage")
+    refused = import_module("cryptography.fernet").InvalidToken
+    key = SECRET.encode()[:32]
+    storage = cookie_storage.EncryptedCookieStorage(key, max_age=LIFETIME)
+
+    def encode(data: Data) -> str:
+        session = sessions.Session(None, data=None, new=True, max_age=LIFETIME)
+        session.update(data)
+        plain = storage._encoder(storage._get_session_data(session)).encode()
+        value: bytes = storage._fernet.encrypt(plain)
+        return value.decode()
+
+    def decode(value: str) -> Data | None:
+        try:
+            plain = storage._fernet.decrypt(value.encode(), ttl=LIFETIME).decode()
+        except refused:
+            return None
+        loaded = storage._decoder(plain)
+        return dict(sessions.Session(None, data=loaded, new=False, max_age=LIFETIME))
+
+    return CookieCodec(encode, decode)
+
+
 def secure_cookie() -> CookieCodec:
     """``SecureCookie``, once a part of Werkzeug. It answers a forged cookie by an empty one."""
     cookie = import_module("secure_cookie.cookie").SecureCookie
@@ -196,6 +261,8 @@ PEERS: dict[str, Callable[[], CookieCodec]] = {
     "Django": django,
     "Pyramid": pyramid,
     "Pyramid, NaCl": pyramid_nacl,
+    "Beaker": beaker,
+    "aiohttp-session": aiohttp_session,
     "NaCl box, JSON": nacl,
     "secure-cookie": secure_cookie,
 }

@@ -1,18 +1,38 @@
 """Whole requests in process: what a session costs beyond the same framework without one.
 
-The costs are the processor's time. Only SQLite waits, for the disk: the wall's time has that.
+Sites without servers cost processor time and nothing else, except that SQLite waits for the
+disk; sites with servers wait for them, and the wall's time has that. The calls to each tier
+are counted at the servers, in requests that are not timed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from benchmarks.calls import CACHE as CACHE_CALLS
+from benchmarks.calls import CALLS, MEASURES, metered
+from benchmarks.frameworks import Answer, Request
 from benchmarks.harness import Effort, Rounds, Say, difference, race, ratio, spread
 from benchmarks.report import Findings, Key, Report, Table, Target, cell, number
-from benchmarks.sites import SITES, present
+from benchmarks.servers import NAMES, running
+from benchmarks.sites import (
+    CACHE,
+    DURABLE,
+    SITES,
+    Where,
+    framework,
+    is_ours,
+    present,
+)
+
+SERVERS = NAMES
+FULL = Effort(processes=3, rounds=31, seconds=0.001)
+"""Many sites wait for a server, and one of their requests takes longer than a turn."""
 
 
 class Kind(NamedTuple):
@@ -28,13 +48,20 @@ KINDS: dict[str, Kind] = {
     "anonymous read": Kind("/read", None, b"0"),
     "returning read": Kind("/read", "/count", b"1"),
     "returning read, typical": Kind("/read", "/fill", b"1"),
+    "returning read, large": Kind("/read", "/fill-large", b"1"),
     "counter": Kind("/count", "/count", b"2"),
     "counter, typical": Kind("/count", "/fill", b"2"),
     "login": Kind("/login", None, b"Ada"),
 }
-"""A typical session is the codec's payload of that name; otherwise one number is held."""
+"""A typical or large session is the codec's payload of that name; otherwise one number is held."""
 
-_BEYOND = "beyond the floor"
+READS = ("untouched", "anonymous read", "returning read", "returning read, typical")
+MAX_COOKIE = 4096
+"""Bytes of a cookie that browsers keep."""
+
+BEYOND, WALL_BEYOND = "beyond the floor", "wall beyond the floor"
+_COUNTED = 4  # requests
+_SUMMARY = ("untouched", "returning read", "returning read, large", "counter", "login")
 
 # Microseconds beyond the floor, from the issue that asked for them.
 _TARGETS = {
@@ -52,61 +79,172 @@ _OF_PEERS = {
 
 def measure(effort: Effort, say: Say) -> Findings:
     findings = Findings()
-    with TemporaryDirectory() as folder:
-        sites = present(Path(folder), findings.skipped)
-        for kind, (path, cookie_from, answer) in KINDS.items():
-            calls = {}
-            for name, request in sites.items():
-                if _is_bare(name) and path != "/untouched":
-                    continue
-                cookie = None if cookie_from is None else request(cookie_from, None).cookie
-                calls[name] = partial(request, path, cookie or "other=1")
-                # A site without a session always answers 0.
-                wanted = b"0" if _is_bare(name) or SITES[name].floor is None else answer
-                if calls[name]().body != wanted:
-                    raise AssertionError(f"{name} gives a wrong answer: {kind}")
+    with running(*SERVERS) as servers, TemporaryDirectory() as folder:
+        _count(findings, say, Where(Path(folder, "counted"), servers))
+        where = Where(Path(folder, "timed"), servers)
+        where.folder.mkdir()
+        sites = present(where, findings.skipped)
+        for kind in KINDS:
+            calls = _calls(kind, sites, findings.skipped)
+            for name, call in calls.items():
+                if "datastore" in SITES[name].needs:
+                    # The emulator's own compiler is at work for seconds.
+                    for _ in range(effort.rounds):
+                        call()
             for name, taken in race(calls, effort, say, kind).items():
                 findings.rounds[Key(kind, name, "wall")] = taken.wall
                 findings.rounds[Key(kind, name, "processor")] = taken.cpu
     return findings
 
 
+def _calls(
+    kind: str, sites: dict[str, Request], skipped: dict[str, str]
+) -> dict[str, Callable[[], Answer]]:
+    """One request of *kind* to each site, whose answer has been looked at."""
+    path, cookie_from, answer = KINDS[kind]
+    calls = {}
+    for name, request in sites.items():
+        if _is_bare(name) and path != "/untouched":
+            continue
+        try:
+            cookie = None if cookie_from is None else request(cookie_from, None).cookie
+        except Exception as error:
+            if cookie_from != "/fill-large":
+                raise
+            skipped[f"{name}: {kind}"] = str(error)
+            continue
+        if cookie is not None and len(cookie) > MAX_COOKIE:
+            skipped[f"{name}: {kind}"] = f"no browser keeps a cookie of {len(cookie)} bytes"
+            continue
+        calls[name] = partial(request, path, cookie or "other=1")
+        # A site without a session always answers 0.
+        wanted = b"0" if _is_bare(name) or SITES[name].floor is None else answer
+        if calls[name]().body != wanted:
+            raise AssertionError(f"{name} gives a wrong answer: {kind}")
+    return calls
+
+
+def _count(findings: Findings, say: Say, where: Where) -> None:
+    """How many calls each site makes; a process of several can leave that to the first."""
+    where.folder.mkdir()
+    names = tuple(name for name, site in SITES.items() if site.needs)
+    with suppress(ImportError), metered(where.servers) as meters:
+        sites = present(where._replace(servers=meters.servers), {}, names)
+        for kind in KINDS:
+            say(f"counting calls, {kind}")
+            for name, call in _calls(kind, sites, {}).items():
+
+                def several(call: Callable[[], object] = call) -> None:
+                    for _ in range(_COUNTED):
+                        call()
+
+                counts = meters.count(several)
+                for measure in MEASURES:
+                    findings.rounds[Key(kind, name, measure)] = [counts[measure] / _COUNTED]
+
+
 def report(findings: Findings) -> Report:
     made = Report("requests", findings.skipped)
+    beyond: dict[str, dict[str, Rounds]] = {}
     for kind in findings.cases():
-        cpu = {
-            name: findings.rounds[Key(kind, name, "processor")]
-            for name in findings.contestants(kind)
-        }
-        beyond: dict[str, Rounds] = {}
+        cpu = _all(findings, kind, "processor")
+        wall = _all(findings, kind, "wall")
         rows = []
+        beyond[kind] = {}
         for name in cpu:
             key = partial(Key, kind, name)
-            wall = made.quote(key("wall"), findings.rounds[key("wall")])
-            row = [name, cell(wall), cell(made.quote(key("processor"), cpu[name])), "", ""]
-            floor = SITES[name].floor
-            if floor is not None:
-                beyond[name] = difference(cpu[name], cpu[floor])
-                share = made.quote(key("of the floor"), ratio(cpu[name], cpu[floor]), "")
-                row[3] = cell(made.quote(key(_BEYOND), beyond[name]))
-                row[4] = number(share.median)
+            quoted = made.quote(key("wall"), wall[name])
+            row = [name, cell(quoted), cell(made.quote(key("processor"), cpu[name]))]
+            row += ["", "", ""]
+            site = SITES[name]
+            if site.floor is not None:
+                cpu_beyond = difference(cpu[name], cpu[site.floor])
+                wall_beyond = difference(wall[name], wall[site.floor])
+                beyond[kind][name] = wall_beyond if site.waits else cpu_beyond
+                share = made.quote(key("of the floor"), ratio(wall[name], wall[site.floor]), "")
+                row[3] = cell(made.quote(key(WALL_BEYOND), wall_beyond))
+                row[4] = cell(made.quote(key(BEYOND), cpu_beyond))
+                row[5] = number(share.median)
+            row += [_quote_calls(made, findings, key(measure)) for measure in (CACHE_CALLS, CALLS)]
             rows.append(row)
-        columns = ["us", "wall", "processor", _BEYOND, "of the floor"]
+        columns = ["us", "wall", "processor", WALL_BEYOND, BEYOND, "of the floor"]
+        columns += ["cache calls", "Datastore calls"]
         made.tables.append(Table(f"requests: {kind}", columns, rows))
-        made.targets += _targets(kind, beyond)
+        made.targets += _targets(kind, beyond[kind])
+    made.tables.append(_summary(beyond))
     return made
+
+
+def _all(findings: Findings, kind: str, measure: str) -> dict[str, Rounds]:
+    return {
+        name: findings.rounds[key]
+        for name in findings.contestants(kind)
+        if (key := Key(kind, name, measure)) in findings.rounds
+    }
+
+
+def _quote_calls(made: Report, findings: Findings, key: Key) -> str:
+    if key not in findings.rounds:
+        return ""
+    for measure in MEASURES[2:] if key.measure == CALLS else ():
+        made.quote(
+            key._replace(measure=measure), findings.rounds[key._replace(measure=measure)], ""
+        )
+    return f"{made.quote(key, findings.rounds[key], '').median:g}"
+
+
+def _summary(beyond: dict[str, dict[str, Rounds]]) -> Table:
+    """What a session costs: by the wall where somebody is waited for, else by the processor."""
+    kinds = [kind for kind in _SUMMARY if kind in beyond]
+    names = dict.fromkeys(name for kind in kinds for name in beyond[kind])
+    rows = [
+        [
+            name,
+            *(cell(spread(beyond[kind][name])) if name in beyond[kind] else "" for kind in kinds),
+        ]
+        for name in names
+    ]
+    return Table("requests: microseconds beyond the floor", ["us", *kinds], rows)
+
+
+def rivals(kind: str, name: str, names: list[str]) -> list[str]:
+    """Those of *names* who do the same work as *name*, a site of ours, in the same framework.
+
+    A read takes the same work of whoever asks a cache first, wherever changes come to rest.
+    """
+    work = _work(kind, name)
+    same = [other for other in names if framework(other) == framework(name)]
+    return [other for other in same if not is_ours(other) and _work(kind, other) == work]
+
+
+def _work(kind: str, name: str) -> str | None:
+    site = SITES[name]
+    if site.work == DURABLE and site.cached and kind.startswith("returning read"):
+        return CACHE
+    if site.work == DURABLE and "datastore" in site.needs:
+        return "Datastore"
+    return site.work
 
 
 def _targets(kind: str, beyond: dict[str, Rounds]) -> list[Target]:
     targets = []
     for (where, name), limit in _TARGETS.items():
         if where == kind and name in beyond:
-            text = f"{kind}: {name}, {_BEYOND}"
+            text = f"{kind}: {name}, {BEYOND}"
             targets.append(Target(text, spread(beyond[name]).median, limit, "us"))
             for peer, share in _OF_PEERS.get(kind, {}).items():
                 if peer in beyond:
                     value = spread(ratio(beyond[name], beyond[peer])).median
                     targets.append(Target(f"{text}, of: {peer}", value, share))
+    if kind in ("untouched", "anonymous read"):
+        return targets  # nobody does any work there
+    for name in filter(is_ours, beyond):
+        peers = rivals(kind, name, list(beyond))
+        if peers:
+            fastest = min(peers, key=lambda peer: spread(beyond[peer]).median)
+            value = spread(ratio(beyond[name], beyond[fastest])).median
+            text = f"{kind}: {name}, of the fastest peer with the same work ({fastest})"
+            targets.append(Target(text, value, 1.0, strict=True))
     return targets
 
 

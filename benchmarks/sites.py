@@ -7,114 +7,90 @@ without a session is what the session costs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import byhand, frameworks
 from benchmarks.cookies import SECRET, why
-from benchmarks.payloads import TYPICAL, without_datetimes
-from tieredsession import Session, SessionMiddleware
+from benchmarks.frameworks import Request, over_asgi, over_wsgi
+from benchmarks.servers import PROJECT, Servers, Unavailable
+from tieredsession import SessionMiddleware
 from tieredsession.wsgi import SESSION_KEY
 
-USER = "48213"
-PATHS = ("/untouched", "/read", "/count", "/login", "/fill")
+
+class Where(NamedTuple):
+    """What a site may use: a *folder* for its files, and servers."""
+
+    folder: Path
+    servers: Servers
 
 
-class Answer(NamedTuple):
-    """What a client sees. *cookie* is what it sends from then on, ``None`` if nothing new."""
+Make = Callable[[Where], Request]
 
-    body: bytes
-    cookie: str | None
-
-
-Request = Callable[[str, str | None], Answer]
-"""``request(path, cookie)``: one whole request, in process, to its last byte."""
+COOKIE, CACHE, DURABLE = "cookie", "cache", "durable"
+"""What becomes of a change: it travels in a cookie, rests in a cache that may forget it, or is
+on a disk (in Datastore or SQLite) before the response leaves."""
 
 
-def act(session: Any, path: str) -> str:
-    """What the view of *path* does, on a mapping that is a session; ``None`` is none."""
-    if session is None or path == "/untouched":
-        return "0"
-    if path == "/read":
-        return str(session.get("count", 0))
-    if path == "/count":
-        count = session["count"] = session.get("count", 0) + 1
-        return str(count)
-    if path == "/login":
-        if isinstance(session, Session):
-            session.bind(USER)
-        else:
-            session.clear()
-            session["user"] = USER
-        session["name"] = "Ada"
-        return "Ada"
-    session["count"] = 1
-    for key, value in without_datetimes(TYPICAL).items():
-        session[key] = value
-    return "filled"
+class Site(NamedTuple):
+    """A site of *framework*. *floor* names the same without a session.
+
+    *work* is what a change of the session takes there; see :data:`COOKIE`. *needs* names
+    servers. *cached* durable sites read as those do that only have a cache.
+    """
+
+    make: Make
+    floor: str | None = None
+    work: str | None = None
+    needs: tuple[str, ...] = ()
+    cached: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether its requests wait for somebody else."""
+        return bool(self.needs) or self.work == DURABLE
 
 
-# -- WSGI -------------------------------------------------------------------------------
-
-_ENVIRON: dict[str, Any] = {
-    "REQUEST_METHOD": "GET",
-    "SCRIPT_NAME": "",
-    "QUERY_STRING": "",
-    "SERVER_NAME": "localhost",
-    "SERVER_PORT": "443",
-    "SERVER_PROTOCOL": "HTTP/1.1",
-    "REMOTE_ADDR": "127.0.0.1",
-    "HTTP_HOST": "localhost",
-    "HTTP_ACCEPT": "*/*",
-    "wsgi.version": (1, 0),
-    "wsgi.url_scheme": "https",
-    "wsgi.multithread": True,
-    "wsgi.multiprocess": True,
-    "wsgi.run_once": False,
-}
+# -- ours -------------------------------------------------------------------------------
 
 
-def over_wsgi(app: Any) -> Request:
-    """Call *app* as a server does: a fresh environ, every chunk, ``close``."""
-
-    def request(path: str, cookie: str | None) -> Answer:
-        environ = {**_ENVIRON, "PATH_INFO": path}
-        if cookie is not None:
-            environ["HTTP_COOKIE"] = cookie
-        answer: list[Any] = []
-
-        def start_response(status: str, headers: list[Any], exc_info: Any = None) -> None:
-            answer[:] = (status, headers)
-
-        body = app(environ, start_response)
-        try:
-            text = b"".join(body)
-        finally:
-            if hasattr(body, "close"):
-                body.close()
-        status, headers = answer
-        if not status.startswith("200"):
-            raise AssertionError(f"{path}: {status}")
-        return Answer(text, _cookie(headers))
-
-    return request
+def settings(where: Where, store: str, cache: str | None = None, **more: Any) -> dict[str, Any]:
+    """Our settings with defaults everywhere but in where sessions live."""
+    named: dict[str, Any] = {"SECRET_KEY": SECRET, "SESSION_STORE": f"tieredsession.stores.{store}"}
+    if store == "GAESessionStore":
+        frameworks.use_emulator(where.servers["datastore"])
+        named["SESSION_STORE_URL"] = f"datastore://{PROJECT}?deadline=10"
+    if store == "SQLiteSessionStore":
+        name = "-".join(["ours", cache or "alone", *map(str, more.values())])
+        more = dict(more)
+        synchronous = more.pop("synchronous", "normal" if cache else "full")
+        file = where.folder / f"{name}.sqlite3"
+        named["SESSION_STORE_URL"] = f"sqlite:///{file}?synchronous={synchronous}"
+    if cache is not None:
+        named["SESSION_CACHE_URL"] = f"{cache}://{where.servers[cache]}?timeout=5"
+    return {**named, **more}
 
 
-def _cookie(headers: list[Any]) -> str | None:
-    for name, value in headers:
-        if name.lower() == "set-cookie":
-            pair: str = value.partition(";")[0]
-            return pair
-    return None
+def _ours(
+    app: Any = None, store: str = "SecureCookieSessionStore", cache: str | None = None, **more: Any
+) -> Make:
+    """*app*, or a Werkzeug one, under our middleware."""
+
+    def make(where: Where) -> Request:
+        inner = app or frameworks.werkzeug_app(lambda request: request.environ[SESSION_KEY])
+        return over_wsgi(SessionMiddleware(inner, settings(where, store, cache, **more)))
+
+    return make
 
 
-def plain(environ: Any, start_response: Any) -> list[bytes]:
+def _plain(environ: Any, start_response: Any) -> list[bytes]:
     """The least that a WSGI application can do."""
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "1")])
     return [b"0"]
 
 
-class Nothing:
+class _Nothing:
     """A WSGI middleware that does nothing."""
 
     def __init__(self, app: Any) -> None:
@@ -124,159 +100,123 @@ class Nothing:
         return self.app(environ, start_response)
 
 
-def werkzeug_app(session_of: Callable[[Any], Any]) -> Any:
-    """A Werkzeug application without routing; *session_of* a request answers its session."""
-    wrappers = import_module("werkzeug.wrappers")
-
-    def view(request: Any) -> Any:
-        return wrappers.Response(act(session_of(request), request.path))
-
-    return wrappers.Request.application(view)
-
-
-def flask_app(*, secret: str | None) -> Any:
-    """Without a *secret* Flask has no session."""
-    flask = import_module("flask")
-    app = flask.Flask("benchmark")
-    app.secret_key = secret
-
-    def view() -> str:
-        return act(flask.session if secret else None, flask.request.path)
-
-    for path in PATHS:
-        app.add_url_rule(path, path, view)
-    return app
-
-
-# -- ASGI -------------------------------------------------------------------------------
-
-
-def over_asgi(app: Any) -> Request:
-    """Call *app* as a server does. Nothing in it waits, so no event loop is part of the cost."""
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    def request(path: str, cookie: str | None) -> Answer:
-        headers = [(b"host", b"localhost"), (b"accept", b"*/*")]
-        if cookie is not None:
-            headers.append((b"cookie", cookie.encode("latin-1")))
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "https",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": headers,
-            "client": ("127.0.0.1", 50000),
-            "server": ("localhost", 443),
-        }
-        start: dict[str, Any] = {}
-        chunks: list[bytes] = []
-
-        async def send(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                start.update(message)
-            else:
-                chunks.append(message.get("body", b""))
-
-        running = app(scope, receive, send)
-        try:
-            running.send(None)
-        except StopIteration:
-            pass
-        else:
-            raise AssertionError(f"{path}: the application waits for something")
-        if start["status"] != 200:
-            raise AssertionError(f"{path}: {start['status']}")
-        pairs = [
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]
-        ]
-        return Answer(b"".join(chunks), _cookie(pairs))
-
-    return request
-
-
-def starlette_app(*, secret: str | None) -> Any:
-    applications = import_module("starlette.applications")
-    responses = import_module("starlette.responses")
-    routing = import_module("starlette.routing")
-
-    async def view(request: Any) -> Any:
-        session = request.session if secret else None
-        return responses.PlainTextResponse(act(session, request.scope["path"]))
-
-    app = applications.Starlette(routes=[routing.Route(path, view) for path in PATHS])
-    if secret:
-        middleware = import_module("starlette.middleware.sessions").SessionMiddleware
-        app.add_middleware(middleware, secret_key=secret, https_only=True)
-    return app
+def _wsgi(app: Callable[[], Any]) -> Make:
+    return lambda where: over_wsgi(app())
 
 
 # -- the sites --------------------------------------------------------------------------
 
-
-def ours(
-    app: Any = None, store: str = "SecureCookieSessionStore", **settings: Any
-) -> Callable[[Path], Request]:
-    """*app*, or a Werkzeug one, under our middleware with its default settings but these."""
-
-    def make(folder: Path) -> Request:
-        inner = app or werkzeug_app(lambda request: request.environ[SESSION_KEY])
-        url = settings.get("SESSION_STORE_URL")
-        more = {} if url is None else {"SESSION_STORE_URL": url.format(folder=folder)}
-        named = {"SECRET_KEY": SECRET, "SESSION_STORE": f"tieredsession.stores.{store}"}
-        return over_wsgi(SessionMiddleware(inner, {**named, **settings, **more}))
-
-    return make
-
-
-class Site(NamedTuple):
-    """*make* gets a folder for files; *floor* names the same site without a session."""
-
-    make: Callable[[Path], Request]
-    floor: str | None = None
-
-
-_NOTHING = "WSGI, middleware that does nothing"
+BARE = "WSGI"
+NOTHING = "WSGI, middleware that does nothing"
+_SQLITE, _GAE = "SQLiteSessionStore", "GAESessionStore"
+_TIERS = (("memcached", "datastore"), ("redis", "datastore"))
 
 SITES: dict[str, Site] = {
-    "WSGI": Site(lambda _: over_wsgi(plain)),
-    _NOTHING: Site(lambda _: over_wsgi(Nothing(plain)), "WSGI"),
-    "WSGI, ours": Site(ours(plain), _NOTHING),
-    "Werkzeug": Site(lambda _: over_wsgi(werkzeug_app(lambda request: None))),
-    "Werkzeug, ours, cookie": Site(ours(), "Werkzeug"),
-    "Werkzeug, ours, cookie, encrypted": Site(ours(SESSION_COOKIE_ENCRYPT=True), "Werkzeug"),
-    "Werkzeug, ours, memory": Site(ours(store="MemorySessionStore"), "Werkzeug"),
-    "Werkzeug, ours, SQLite": Site(
-        ours(store="SQLiteSessionStore", SESSION_STORE_URL="sqlite:///{folder}/full.sqlite3"),
-        "Werkzeug",
+    BARE: Site(lambda where: over_wsgi(_plain)),
+    NOTHING: Site(lambda where: over_wsgi(_Nothing(_plain)), BARE),
+    "WSGI, ours": Site(_ours(_plain), NOTHING, COOKIE),
+    "Werkzeug": Site(_wsgi(frameworks.werkzeug_app)),
+    "Werkzeug, ours, cookie": Site(_ours(), "Werkzeug", COOKIE),
+    "Werkzeug, ours, cookie, encrypted": Site(
+        _ours(SESSION_COOKIE_ENCRYPT=True), "Werkzeug", COOKIE
     ),
+    "Werkzeug, ours, memory": Site(_ours(store="MemorySessionStore"), "Werkzeug"),
+    "Werkzeug, ours, SQLite": Site(_ours(store=_SQLITE), "Werkzeug", DURABLE),
     "Werkzeug, ours, SQLite, normal": Site(
-        ours(
-            store="SQLiteSessionStore",
-            SESSION_STORE_URL="sqlite:///{folder}/normal.sqlite3?synchronous=normal",
-        ),
-        "Werkzeug",
+        _ours(store=_SQLITE, synchronous="normal"), "Werkzeug", DURABLE
     ),
-    "Flask": Site(lambda _: over_wsgi(flask_app(secret=None))),
-    "Flask, its session": Site(lambda _: over_wsgi(flask_app(secret=SECRET)), "Flask"),
-    "Starlette": Site(lambda _: over_asgi(starlette_app(secret=None))),
-    "Starlette, its session": Site(lambda _: over_asgi(starlette_app(secret=SECRET)), "Starlette"),
+    "Werkzeug, ours, SQLite and memcached": Site(
+        _ours(store=_SQLITE, cache="memcached"), "Werkzeug", DURABLE, ("memcached",), True
+    ),
+    "Werkzeug, ours, GAE on memcached": Site(
+        _ours(store=_GAE, cache="memcached"), "Werkzeug", DURABLE, _TIERS[0], True
+    ),
+    "Werkzeug, ours, GAE on Redis": Site(
+        _ours(store=_GAE, cache="redis"), "Werkzeug", DURABLE, _TIERS[1], True
+    ),
+    "Werkzeug, ndb by hand": Site(byhand.ndb_site(), "Werkzeug", DURABLE, ("datastore",)),
+    "Werkzeug, ndb by hand, its cache on memcached": Site(
+        byhand.ndb_site("memcached"), "Werkzeug", DURABLE, _TIERS[0], True
+    ),
+    "Werkzeug, ndb by hand, its cache on Redis": Site(
+        byhand.ndb_site("redis"), "Werkzeug", DURABLE, _TIERS[1], True
+    ),
+    "Werkzeug, naive write-through": Site(
+        byhand.write_through_site(), "Werkzeug", DURABLE, _TIERS[0], True
+    ),
+    "Werkzeug, Beaker, cookie": Site(frameworks.beaker_site("cookie"), "Werkzeug", COOKIE),
+    "Werkzeug, Beaker, memcached": Site(
+        frameworks.beaker_site("memcached"), "Werkzeug", CACHE, ("memcached",)
+    ),
+    "Werkzeug, Beaker, Redis": Site(frameworks.beaker_site("redis"), "Werkzeug", CACHE, ("redis",)),
+    "Flask": Site(_wsgi(partial(frameworks.flask_app, secret=None))),
+    "Flask, its session": Site(
+        _wsgi(partial(frameworks.flask_app, secret=SECRET)), "Flask", COOKIE
+    ),
+    "Flask, Flask-Session, memcached": Site(
+        frameworks.flask_session_site("memcached"), "Flask", CACHE, ("memcached",)
+    ),
+    "Flask, Flask-Session, Redis": Site(
+        frameworks.flask_session_site("redis"), "Flask", CACHE, ("redis",)
+    ),
+    "Starlette": Site(lambda where: over_asgi(frameworks.starlette_app())),
+    "Starlette, its session": Site(
+        lambda where: over_asgi(frameworks.starlette_app(secret=SECRET)), "Starlette", COOKIE
+    ),
+    "Starlette, starsessions, cookie": Site(
+        frameworks.starsessions_site("cookie"), "Starlette", COOKIE
+    ),
+    "Starlette, starsessions, Redis": Site(
+        frameworks.starsessions_site("redis"), "Starlette", CACHE, ("redis",)
+    ),
+    "Django": Site(frameworks.django_site(None)),
+    "Django, signed_cookies": Site(frameworks.django_site("signed_cookies"), "Django", COOKIE),
+    "Django, cache, memcached": Site(
+        frameworks.django_site("cache", "memcached"), "Django", CACHE, ("memcached",)
+    ),
+    "Django, cache, Redis": Site(
+        frameworks.django_site("cache", "redis"), "Django", CACHE, ("redis",)
+    ),
+    "Django, db, SQLite": Site(frameworks.django_site("db"), "Django", DURABLE),
+    "Django, cached_db, SQLite and memcached": Site(
+        frameworks.django_site("cached_db", "memcached"), "Django", DURABLE, ("memcached",), True
+    ),
+    "Pyramid": Site(_wsgi(frameworks.pyramid_app)),
+    "Pyramid, its session": Site(
+        _wsgi(partial(frameworks.pyramid_app, frameworks.pyramid_signed)), "Pyramid", COOKIE
+    ),
+    "Pyramid, NaCl": Site(
+        _wsgi(partial(frameworks.pyramid_app, frameworks.pyramid_nacl)), "Pyramid", COOKIE
+    ),
+    "Pyramid, pyramid_session_redis": Site(
+        frameworks.pyramid_redis_site(), "Pyramid", CACHE, ("redis",)
+    ),
 }
 """SQLite syncs each commit to the disk, unless it is told that ``normal`` will do."""
 
 
-def present(folder: Path, skipped: dict[str, str]) -> dict[str, Request]:
-    """Those of :data:`SITES` that work here; the others go into *skipped* with the reason."""
+def present(
+    where: Where, skipped: dict[str, str], names: tuple[str, ...] = tuple(SITES)
+) -> dict[str, Request]:
+    """Those of *names* that work here; the others go into *skipped* with the reason."""
     requests: dict[str, Request] = {}
-    for name, site in SITES.items():
+    for name in names:
         try:
-            requests[name] = site.make(folder)
+            for server in SITES[name].needs:
+                where.servers[server]
+            requests[name] = SITES[name].make(where)
         except ImportError as error:
             skipped[name] = why(error)
+        except Unavailable as error:
+            skipped[name] = str(error)
     return requests
+
+
+def framework(name: str) -> str:
+    """The framework of the site *name*."""
+    return name.partition(",")[0]
+
+
+def is_ours(name: str) -> bool:
+    """Whether the site *name* has a session of this project."""
+    return ", ours" in name
