@@ -1,4 +1,4 @@
-"""``python -m benchmarks [program ...] [--quick] [--json FILE] [--rst FILE]``."""
+"""``python -m benchmarks [program ...] [--quick] [--results FOLDER] [--compare OLD.json]``."""
 
 from __future__ import annotations
 
@@ -6,47 +6,65 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks import compare, results
 from benchmarks.harness import FULL, QUICK, Effort, Say
 from benchmarks.report import Findings, Report, environment, plain, rest
+from benchmarks.servers import handed_down, running
 
-PROGRAMS = ("codec", "requests", "imports", "tiers")
-"""Each is a module here with ``measure(effort, say) -> Findings`` and ``report(findings)``."""
+PROGRAMS = ("codec", "requests", "imports", "tiers", "scale", "purge", "faults", "cost")
+"""Each is a module here with ``measure(effort, say) -> Findings`` and ``report(findings)``.
+
+It may say which ``SERVERS`` it needs, and what a ``FULL`` effort is for it.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    effort = QUICK if options.quick else FULL
     if options.worker:
         (name,) = options.programs
+        effort: Effort = _module(name, "FULL", FULL)
         json.dump(_measure(name, effort).as_json(), sys.stdout)
+        return 0
+    if options.redraw:
+        folder = options.results or results.FOLDER
+        results.draw(json.loads((folder / results.JSON).read_text()), folder)
+        if options.readme:
+            results.into_readme(folder)
         return 0
 
     where = environment()
-    print(_heading(where), end="\n\n")
-    reports = []
-    for name in options.programs or PROGRAMS:
-        findings = _measure(name, effort) if effort.processes == 1 else _pool(name, effort)
-        make: Callable[[Findings], Report] = import_module(f"benchmarks.{name}").report
-        report = make(findings)
-        for table in report.all_tables():
-            print(plain(table))
-        for skipped, reason in report.skipped.items():
-            print(f"skipped: {skipped} ({reason})")
-        print(flush=True)
-        reports.append(report)
+    print(results.heading(where), end="\n\n")
+    names = options.programs or PROGRAMS
+    with ExitStack() as stack:
+        needed = dict.fromkeys(server for name in names for server in _module(name, "SERVERS", ()))
+        if needed:
+            stack.enter_context(handed_down(stack.enter_context(running(*needed))))
+        reports = [_run(name, quick=options.quick) for name in names]
 
+    document = {
+        "environment": where,
+        "quick": options.quick,
+        "programs": {report.program: report.as_json() for report in reports},
+    }
     if options.json is not None:
-        found = {report.program: report.as_json() for report in reports}
-        document = {"environment": where, "quick": options.quick, "programs": found}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        results.write_json(document, options.json)
     if options.rst is not None:
         tables = [rest(table) for report in reports for table in report.all_tables()]
-        options.rst.write_text("\n".join([_heading(where), "", *tables]))
+        options.rst.write_text("\n".join([results.heading(where), "", *tables]))
+    if options.results is not None:
+        results.write(document, options.results)
+        if options.readme:
+            results.into_readme(options.results)
+    if options.compare is not None:
+        for table in compare.tables(json.loads(options.compare.read_text()), document):
+            print(plain(table))
     return 0
 
 
@@ -56,6 +74,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="seconds, for a first look")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--rst", type=Path, metavar="FILE", help="write the tables there")
+    parser.add_argument(
+        "--results", type=Path, metavar="FOLDER", help="write figures, tables and pictures there"
+    )
+    parser.add_argument(
+        "--compare", type=Path, metavar="JSON", help="say what has changed since that run"
+    )
+    parser.add_argument(
+        "--readme", action="store_true", help="put the chosen results into README.rst as well"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="measure nothing; draw what FOLDER holds again"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     for name in options.programs:
@@ -64,13 +94,33 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _module(name: str, attribute: str, default: Any = None) -> Any:
+    return getattr(import_module(f"benchmarks.{name}"), attribute, default)
+
+
+def _run(name: str, *, quick: bool) -> Report:
+    """Measure, and print what came of it."""
+    begin = time.monotonic()
+    effort = QUICK if quick else _module(name, "FULL", FULL)
+    # Only a process of its own starts without what the others have loaded and left behind.
+    findings = _measure(name, effort) if quick else _pool(name, effort)
+    make: Callable[[Findings], Report] = _module(name, "report")
+    report = make(findings)
+    for table in report.all_tables():
+        print(plain(table))
+    for skipped, reason in report.skipped.items():
+        print(f"skipped: {skipped} ({reason})")
+    print(f"{name}: {time.monotonic() - begin:.0f} seconds\n", flush=True)
+    return report
+
+
 def _measure(name: str, effort: Effort) -> Findings:
     def say(text: str) -> None:
         if sys.stderr.isatty():
             sys.stderr.write(f"\r\x1b[K{name}: {text}" if text else "\r\x1b[K")
             sys.stderr.flush()
 
-    measure: Callable[[Effort, Say], Findings] = import_module(f"benchmarks.{name}").measure
+    measure: Callable[[Effort, Say], Findings] = _module(name, "measure")
     findings = measure(effort, say)
     say("")
     return findings
@@ -84,11 +134,6 @@ def _pool(name: str, effort: Effort) -> Findings:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
         findings.pool(Findings.from_json(json.loads(done.stdout)))
     return findings
-
-
-def _heading(where: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"{where['python']}, {where['cpus']} x {where['cpu']}\n{versions}"
 
 
 if __name__ == "__main__":

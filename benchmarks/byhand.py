@@ -78,7 +78,11 @@ def write_through_site() -> Any:
         kind = _kind(ndb)
         host, _, port = where.servers["memcached"].rpartition(":")
         memcached = pymemcache.PooledClient(
-            (host, int(port)), no_delay=True, default_noreply=False, timeout=5, connect_timeout=5
+            (host, int(port)),
+            no_delay=True,
+            default_noreply=False,
+            timeout=where.timeout,
+            connect_timeout=where.timeout,
         )
 
         def load(key: str) -> str | None:
@@ -108,12 +112,14 @@ def _kind(ndb: Any) -> Any:
 
 def _global_cache(ndb: Any, cache: str | None, where: Any) -> Any:
     if cache == "memcached":
-        import_module("pymemcache")
-        return ndb.MemcacheCache(
-            import_module("pymemcache.client.base").PooledClient(
-                where.servers[cache], no_delay=True, timeout=5, connect_timeout=5
-            )
+        client = import_module("pymemcache.client.base").PooledClient(
+            where.servers[cache],
+            no_delay=True,
+            timeout=where.timeout,
+            connect_timeout=where.timeout,
         )
+        # Its own default makes every put fail with the cache.
+        return ndb.MemcacheCache(client, strict_write=False)
     if cache == "redis":
         return ndb.RedisCache(
             import_module("redis").Redis.from_url(f"redis://{where.servers[cache]}")

@@ -8,7 +8,7 @@ import sys
 from asyncio.base_events import _run_until_complete_cb  # type: ignore[attr-defined]
 from collections.abc import Callable
 from importlib import import_module
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -54,10 +54,15 @@ def act(session: Any, path: str, renew: Callable[[Any], object] = dict.clear) ->
         session["name"] = "Ada"
         return "Ada"
     session["count"] = 1
-    filling = LARGE if path == "/fill-large" else TYPICAL
-    for key, value in without_datetimes(filling).items():
+    for key, value in _filling(path.removeprefix("/fill")).items():
         session[key] = value
     return "filled"
+
+
+def _filling(which: str) -> dict[str, Any]:
+    if which[1:].isdigit():  # so many bytes of what no compressor shortens much
+        return {"text": os.urandom(int(which[1:]) // 2).hex()}
+    return without_datetimes(LARGE if which == "-large" else TYPICAL)
 
 
 def use_emulator(address: str) -> None:
@@ -86,13 +91,14 @@ _ENVIRON: dict[str, Any] = {
 
 
 _EMPTY = BytesIO()  # a request's body without a byte
+_ERRORS = StringIO()
 
 
 def over_wsgi(app: Any) -> Request:
     """Call *app* as a server does: a fresh environ, every chunk, ``close``."""
 
     def request(path: str, cookie: str | None) -> Answer:
-        environ = {**_ENVIRON, "PATH_INFO": path, "wsgi.input": _EMPTY}
+        environ = {**_ENVIRON, "PATH_INFO": path, "wsgi.input": _EMPTY, "wsgi.errors": _ERRORS}
         if cookie is not None:
             environ["HTTP_COOKIE"] = cookie
         answer: list[Any] = []
@@ -219,7 +225,7 @@ def flask_session_site(cache: str) -> Any:
             else:
                 pymemcache = import_module("pymemcache.client.base")
                 app.config["SESSION_MEMCACHED"] = pymemcache.PooledClient(
-                    address, no_delay=True, timeout=5, connect_timeout=5
+                    address, no_delay=True, timeout=where.timeout, connect_timeout=where.timeout
                 )
             session(app)
 
@@ -374,7 +380,7 @@ def django_site(engine: str | None, cache: str | None = None) -> Any:
             settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
             settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
         if cache is not None:
-            settings.SESSION_ENGINE = _django_engine(engine or "", cache, where.servers[cache])
+            settings.SESSION_ENGINE = _django_engine(engine or "", cache, where)
         if engine in ("db", "cached_db"):
             _django_database(where.folder / "django.sqlite3")
         return over_wsgi(import_module("django.core.handlers.wsgi").WSGIHandler())
@@ -388,26 +394,36 @@ def django_handler(*middleware: str) -> Any:
     return import_module("django.core.handlers.wsgi").WSGIHandler()
 
 
-def _django_engine(engine: str, cache: str, address: str) -> str:
+def _django_engine(engine: str, cache: str, where: Any) -> str:
     """A module with Django's *engine* on a cache of its own: its setting names but one."""
     django_cache = import_module("django.core.cache")
+    address = where.servers[cache]
     if cache == "redis":
         import_module("redis")
-        backend = "django.core.cache.backends.redis.RedisCache"
-        location = f"redis://{address}"
+        named: dict[str, Any] = {
+            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "LOCATION": f"redis://{address}",
+        }
     else:
         import_module("pylibmc")  # the others connect anew for each request there
-        backend, location = "django.core.cache.backends.memcached.PyLibMCCache", address
-    named = {**django_cache.caches.settings, cache: {"BACKEND": backend, "LOCATION": location}}
-    django_cache.caches.settings = named
+        milliseconds = int(where.timeout * 1000)
+        behaviors = dict.fromkeys(("connect_timeout", "_poll_timeout"), milliseconds)
+        behaviors |= dict.fromkeys(("send_timeout", "receive_timeout"), milliseconds * 1000)
+        named = {
+            "BACKEND": "django.core.cache.backends.memcached.PyLibMCCache",
+            "LOCATION": address,
+            "OPTIONS": {"behaviors": behaviors},
+        }
+    alias = f"{cache}-{address}"
+    django_cache.caches.settings[alias] = named
     base = import_module(f"django.contrib.sessions.backends.{engine}").SessionStore
 
     class SessionStore(base):  # type: ignore[misc,valid-type]  # Django has no types here
         def __init__(self, session_key: str | None = None) -> None:
             super().__init__(session_key)
-            self._cache = django_cache.caches[cache]
+            self._cache = django_cache.caches[alias]
 
-    name = f"benchmarks_django_{engine}_{cache}"
+    name = f"benchmarks_django_{engine}_{alias}".replace(":", "_").replace(".", "_")
     module = sys.modules[name] = ModuleType(name)
     module.SessionStore = SessionStore  # type: ignore[attr-defined]
     return name

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -25,10 +27,21 @@ PACKAGES = (
     "django",
     "pyramid",
     "pyramid_nacl_session",
+    "pyramid_session_redis",
     "pynacl",
+    "redis",
+    "pylibmc",
+    "Flask-Session",
+    "starsessions",
+    "Beaker",
+    "aiohttp-session",
     "secure-cookie",
 )
 """Whose versions are recorded."""
+
+
+SERVERS = {"memcached": ["memcached", "--version"], "redis": ["redis-server", "--version"]}
+"""How to ask a server for its version."""
 
 
 class Key(NamedTuple):
@@ -113,6 +126,8 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    series: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """What a picture shows point by point, by contestant."""
 
     def quote(self, key: Key, rounds: Rounds, unit: str = "us") -> Spread:
         """Record what *rounds* amount to, and answer it."""
@@ -128,6 +143,8 @@ class Report:
                 for key, value, unit in self.figures
             ],
             "targets": [{**target._asdict(), "holds": target.holds} for target in self.targets],
+            "tables": [table._asdict() for table in self.all_tables()],
+            "series": self.series,
         }
 
     def all_tables(self) -> list[Table]:
@@ -155,6 +172,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "cpus": os.cpu_count(),
         "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "servers": {name: found for name in SERVERS if (found := _server(name)) is not None},
     }
 
 
@@ -204,6 +222,15 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _server(name: str) -> str | None:
+    try:
+        said = subprocess.run(SERVERS[name], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"\d+\.[\d.]+", said)
+    return None if found is None else found[0]
 
 
 def _cpu() -> str:

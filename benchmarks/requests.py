@@ -102,7 +102,7 @@ def _calls(
 ) -> dict[str, Callable[[], Answer]]:
     """One request of *kind* to each site, whose answer has been looked at."""
     path, cookie_from, answer = KINDS[kind]
-    calls = {}
+    calls: dict[str, Callable[[], Answer]] = {}
     for name, request in sites.items():
         if _is_bare(name) and path != "/untouched":
             continue

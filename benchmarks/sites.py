@@ -20,10 +20,14 @@ from tieredsession.wsgi import SESSION_KEY
 
 
 class Where(NamedTuple):
-    """What a site may use: a *folder* for its files, and servers."""
+    """What a site may use: a *folder* for its files, and servers.
+
+    Its clients wait *timeout* seconds for a cache.
+    """
 
     folder: Path
     servers: Servers
+    timeout: float = 5.0
 
 
 Make = Callable[[Where], Request]
@@ -68,7 +72,7 @@ def settings(where: Where, store: str, cache: str | None = None, **more: Any) ->
         file = where.folder / f"{name}.sqlite3"
         named["SESSION_STORE_URL"] = f"sqlite:///{file}?synchronous={synchronous}"
     if cache is not None:
-        named["SESSION_CACHE_URL"] = f"{cache}://{where.servers[cache]}?timeout=5"
+        named["SESSION_CACHE_URL"] = f"{cache}://{where.servers[cache]}?timeout={where.timeout}"
     return {**named, **more}
 
 

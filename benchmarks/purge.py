@@ -1,0 +1,224 @@
+"""Deleting expired sessions from Datastore: rows per second, processor time and memory.
+
+Each contestant works in a process of its own, on rows of its own, as fast as it can: a purge
+in production holds itself back (500/50/5), which is not what is compared here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from time import perf_counter, process_time
+from typing import Any
+
+from benchmarks.frameworks import use_emulator
+from benchmarks.harness import QUICK, Effort, Say, ratio
+from benchmarks.report import Findings, Key, Report, Table, Target, cell, number
+from benchmarks.servers import PROJECT, running
+
+SERVERS = ("datastore",)
+FULL = Effort(processes=1, rounds=3, seconds=0)
+
+ROWS = 10_000
+_QUICK_ROWS = 1_000
+_PAGE = 500
+_NAMESPACE = "purge"
+
+OURS = "ours, purge()"
+RAW = "raw: keys-only query, batched delete"
+NDB_PAGES = "ndb: query and delete_multi, page by page"
+NDB_ALL = "ndb: query and delete_multi, all at once"
+_SECONDS = 600.0
+CASE = "purge"
+
+
+def measure(effort: Effort, say: Say) -> Findings:
+    findings = Findings()
+    rows = _QUICK_ROWS if effort == QUICK else ROWS
+    with running(*SERVERS) as servers:
+        if "datastore" not in servers:
+            findings.skipped[CASE] = "the Datastore emulator is not installed"
+            return findings
+        for number_ in range(1 if effort == QUICK else effort.rounds):
+            for name in CONTESTANTS:
+                say(f"{name}, round {number_ + 1}")
+                found = _in_a_process(name, servers["datastore"], rows)
+                if isinstance(found, str):
+                    findings.skipped[name] = found
+                    continue
+                for measure, value in found.items():
+                    findings.rounds.setdefault(Key(CASE, name, measure), []).append(value)
+    return findings
+
+
+def report(findings: Findings) -> Report:
+    made = Report("purge", findings.skipped)
+    rows = []
+    for name in findings.contestants(CASE):
+        key = partial(Key, CASE, name)
+        per_second = made.quote(
+            key("rows per second"), findings.rounds[key("rows per second")], "1/s"
+        )
+        cpu = made.quote(key("processor"), findings.rounds[key("processor")])
+        memory = made.quote(key("memory"), findings.rounds[key("memory")], "MB")
+        rows.append([name, cell(per_second), cell(cpu), number(memory.median)])
+    columns = ["", "rows per second", "us of processor a row", "MB more at most"]
+    made.tables.append(Table("purge", columns, rows))
+    speed = partial(Key, CASE, measure="rows per second")
+    if speed(contestant=OURS) in findings.rounds:
+        for peer in (NDB_PAGES, NDB_ALL):
+            if speed(contestant=peer) in findings.rounds:
+                share = ratio(
+                    findings.rounds[speed(contestant=peer)],
+                    findings.rounds[speed(contestant=OURS)],
+                )
+                value = made.quote(Key(CASE, OURS, f"time of {peer}"), share, "").median
+                made.targets.append(Target(f"{OURS}: time, of {peer}", value, 1.0, strict=True))
+    return made
+
+
+def _in_a_process(name: str, emulator: str, rows: int) -> dict[str, float] | str:
+    """What a new process measured, or why it could not."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, name, emulator, rows))
+    process.start()
+    theirs.close()
+    try:
+        found: dict[str, float] | str = ours.recv()
+    finally:
+        process.join()
+    return found
+
+
+def _work(pipe: Any, name: str, emulator: str, rows: int) -> None:
+    use_emulator(emulator)
+    try:
+        purge = CONTESTANTS[name](rows)
+    except ImportError as error:
+        pipe.send(str(error))
+        return
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cpu, wall = process_time(), perf_counter()
+    deleted = purge()
+    wall, cpu = perf_counter() - wall, process_time() - cpu
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    if deleted != rows:
+        raise AssertionError(f"{name} deleted {deleted} of {rows} rows")
+    found = {
+        "rows per second": rows / wall,
+        "processor": cpu / rows * 1e6,
+        "memory": max(memory / 1024, 0.01),
+    }
+    pipe.send(found)
+
+
+# -- the contestants: each fills Datastore, and answers what empties it ------------------
+
+Purge = Callable[[], int]
+
+
+def _store(kind: str, rows: int) -> Any:
+    """Our store, with as many sessions that expired a day ago."""
+    from benchmarks.cookies import SECRET
+    from benchmarks.payloads import TYPICAL
+    from tieredsession.codec import MsgpackCodec
+    from tieredsession.contracts import Record
+    from tieredsession.keyring import Keyring
+    from tieredsession.options import StoreOptions
+    from tieredsession.stores.datastore import DatastoreSessionStore
+    from tieredsession.url import URL
+
+    url = URL(f"datastore://{PROJECT}?namespace={_NAMESPACE}&kind={kind}&deadline=30", "URL")
+    options = StoreOptions(Keyring(SECRET), "id", url=url)
+    store = DatastoreSessionStore.from_options(options)
+    expires = float(int(time.time()) - 86_400)
+    record = Record(MsgpackCodec().encode(TYPICAL), expires, expires - 86_400)
+    connection, requests = store._connect(), store._request()
+    for start in range(0, rows, _PAGE):
+        batch: Any = None
+        for _ in range(min(_PAGE, rows - start)):
+            _, key = options.ids.mint()
+            one = requests.insert(key, store._seal(record, key), record.expires, b"", None)
+            if batch is None:
+                batch = one
+            else:
+                batch.mutations.extend(one.mutations)
+        connection.commit(batch, 30.0)
+    return store
+
+
+def _ours(rows: int) -> Purge:
+    purge = import_module("tieredsession.purge").purge
+    store = _store("BenchmarkOurs", rows)
+
+    def run() -> int:
+        deleted: int = purge(store, budget=_SECONDS, grace=0.0, ramp=False).deleted
+        return deleted
+
+    return run
+
+
+def _raw(rows: int) -> Purge:
+    from tieredsession.stores import datastore_rpc as rpc
+
+    kind = "BenchmarkRaw"
+    store = _store(kind, rows)
+    connection = store._connect()
+    prepared = store._request()
+
+    def run() -> int:
+        deleted = 0
+        query = rpc.QueryRequest(
+            project_id=connection.project,
+            partition_id=prepared._entity.key.partition_id,
+        )
+        query.query.kind.add().name = kind
+        query.query.projection.add().property.name = "__key__"
+        query.query.limit.value = _PAGE
+        while True:
+            batch = connection.query(query, 30.0).batch
+            if batch.entity_results:
+                commit = rpc.CommitRequest(
+                    project_id=connection.project, mode=rpc.CommitRequest.NON_TRANSACTIONAL
+                )
+                for found in batch.entity_results:
+                    commit.mutations.add().delete.CopyFrom(found.entity.key)
+                connection.commit(commit, 30.0)
+                deleted += len(commit.mutations)
+            elif batch.more_results != batch.NOT_FINISHED:
+                return deleted
+
+    return run
+
+
+def _ndb(rows: int, *, at_once: bool) -> Purge:
+    ndb = import_module("google.cloud.ndb")
+    kind = "BenchmarkNdbAll" if at_once else "BenchmarkNdb"
+    _store(kind, rows)
+    client = ndb.Client(project=PROJECT, namespace=_NAMESPACE)
+    model: Any = type(kind, (ndb.Model,), {"sweep": ndb.StringProperty()})
+
+    def run() -> int:
+        deleted = 0
+        while True:
+            with client.context():
+                keys = model.query().fetch(rows if at_once else _PAGE, keys_only=True)
+                ndb.delete_multi(keys)
+            deleted += len(keys)
+            if at_once or not keys:
+                return deleted
+
+    return run
+
+
+CONTESTANTS: dict[str, Callable[[int], Purge]] = {
+    OURS: _ours,
+    RAW: _raw,
+    NDB_PAGES: partial(_ndb, at_once=False),
+    NDB_ALL: partial(_ndb, at_once=True),
+}
