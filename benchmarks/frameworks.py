@@ -7,6 +7,7 @@ import os
 import sys
 from asyncio.base_events import _run_until_complete_cb  # type: ignore[attr-defined]
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -258,6 +259,17 @@ def event_loop() -> asyncio.AbstractEventLoop:
     return _loop
 
 
+def stop_event_loop() -> None:
+    """End that task, and with it the threads that hang on it: a process waits for them."""
+    global _loop, _server
+    if _loop is not None and _server is not None:
+        _server.cancel()
+        with suppress(asyncio.CancelledError):
+            _loop.run_until_complete(_server)
+        _loop.close()
+        _loop = _server = None
+
+
 def over_asgi(app: Any) -> Request:
     """Call *app* as a server does: each request is a task of the one event loop."""
     loop = event_loop()
@@ -375,22 +387,21 @@ def django_site(engine: str | None, cache: str | None = None) -> Any:
     def make(where: Any) -> Request:
         import_module("django")
         settings = configure_django()
-        settings.MIDDLEWARE = []
         if engine is not None:
-            settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
             settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
         if cache is not None:
             settings.SESSION_ENGINE = _django_engine(engine or "", cache, where)
         if engine in ("db", "cached_db"):
             _django_database(where.folder / "django.sqlite3")
-        return over_wsgi(import_module("django.core.handlers.wsgi").WSGIHandler())
+        return over_wsgi(django_handler(sessions=engine is not None))
 
     return make
 
 
-def django_handler(*middleware: str) -> Any:
-    """Django as a WSGI application with that *middleware*."""
-    configure_django().MIDDLEWARE = list(middleware)
+def django_handler(*, sessions: bool = True) -> Any:
+    """Django as a WSGI application, with its middleware for sessions, or with none."""
+    middleware = "django.contrib.sessions.middleware.SessionMiddleware"
+    configure_django().MIDDLEWARE = [middleware] if sessions else []
     return import_module("django.core.handlers.wsgi").WSGIHandler()
 
 

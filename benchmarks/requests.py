@@ -8,7 +8,7 @@ are counted at the servers, in requests that are not timed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 from benchmarks.calls import CACHE as CACHE_CALLS
 from benchmarks.calls import CALLS, MEASURES, metered
-from benchmarks.frameworks import Answer, Request
+from benchmarks.frameworks import Answer, Request, stop_event_loop
 from benchmarks.harness import Effort, Rounds, Say, difference, race, ratio, spread
 from benchmarks.report import Findings, Key, Report, Table, Target, cell, number
 from benchmarks.servers import NAMES, running
 from benchmarks.sites import (
     CACHE,
-    DURABLE,
     SITES,
     Where,
     framework,
@@ -79,7 +78,10 @@ _OF_PEERS = {
 
 def measure(effort: Effort, say: Say) -> Findings:
     findings = Findings()
-    with running(*SERVERS) as servers, TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        servers = stack.enter_context(running(*SERVERS))
+        folder = stack.enter_context(TemporaryDirectory())
+        stack.callback(stop_event_loop)
         _count(findings, say, Where(Path(folder, "counted"), servers))
         where = Where(Path(folder, "timed"), servers)
         where.folder.mkdir()
@@ -219,11 +221,11 @@ def rivals(kind: str, name: str, names: list[str]) -> list[str]:
 
 def _work(kind: str, name: str) -> str | None:
     site = SITES[name]
-    if site.work == DURABLE and site.cached and kind.startswith("returning read"):
-        return CACHE
-    if site.work == DURABLE and "datastore" in site.needs:
-        return "Datastore"
-    return site.work
+    if site.work is None or not site.needs:
+        return site.work
+    if site.cached and kind.startswith("returning read"):
+        return f"{CACHE} {site.needs[0]}"
+    return f"{site.work} {site.needs[-1]}"
 
 
 def _targets(kind: str, beyond: dict[str, Rounds]) -> list[Target]:

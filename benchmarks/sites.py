@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import byhand, frameworks
-from benchmarks.cookies import SECRET, why
-from benchmarks.frameworks import Request, over_asgi, over_wsgi
+from benchmarks.cookies import SECRET, configure_django, why
+from benchmarks.frameworks import Answer, Request, over_asgi, over_wsgi
 from benchmarks.servers import PROJECT, Servers, Unavailable
 from tieredsession import SessionMiddleware
 from tieredsession.wsgi import SESSION_KEY
@@ -56,6 +57,10 @@ class Site(NamedTuple):
         return bool(self.needs) or self.work == DURABLE
 
 
+_COOKIES, _SQLITE = "SecureCookieSessionStore", "SQLiteSessionStore"
+_GAE = "GAESessionStore"
+
+
 # -- ours -------------------------------------------------------------------------------
 
 
@@ -68,6 +73,7 @@ def settings(where: Where, store: str, cache: str | None = None, **more: Any) ->
     if store == "SQLiteSessionStore":
         name = "-".join(["ours", cache or "alone", *map(str, more.values())])
         more = dict(more)
+        # As the peers are told to do; alone it keeps its default.
         synchronous = more.pop("synchronous", "normal" if cache else "full")
         file = where.folder / f"{name}.sqlite3"
         named["SESSION_STORE_URL"] = f"sqlite:///{file}?synchronous={synchronous}"
@@ -76,14 +82,67 @@ def settings(where: Where, store: str, cache: str | None = None, **more: Any) ->
     return {**named, **more}
 
 
-def _ours(
-    app: Any = None, store: str = "SecureCookieSessionStore", cache: str | None = None, **more: Any
-) -> Make:
+def _ours(app: Any = None, store: str = _COOKIES, cache: str | None = None, **more: Any) -> Make:
     """*app*, or a Werkzeug one, under our middleware."""
 
     def make(where: Where) -> Request:
         inner = app or frameworks.werkzeug_app(lambda request: request.environ[SESSION_KEY])
         return over_wsgi(SessionMiddleware(inner, settings(where, store, cache, **more)))
+
+    return make
+
+
+def _ours_in_flask(store: str = _COOKIES, cache: str | None = None) -> Make:
+    def make(where: Where) -> Request:
+        adapter = import_module("tieredsession.adapters.flask").TieredSession
+        named = settings(where, store, cache)
+
+        def prepare(app: Any) -> None:
+            app.config.update(named)
+            adapter(app)
+
+        return over_wsgi(frameworks.flask_app(secret=SECRET, prepare=prepare))
+
+    return make
+
+
+def _ours_in_starlette(store: str = _COOKIES, cache: str | None = None) -> Make:
+    def make(where: Where) -> Request:
+        middleware = import_module("tieredsession.adapters.asgi").SessionMiddleware
+        app = frameworks.starlette_app(session_of=lambda request: request.session)
+        app.add_middleware(middleware, settings=settings(where, store, cache))
+        return over_asgi(app)
+
+    return make
+
+
+def _ours_in_pyramid(store: str = _COOKIES, cache: str | None = None) -> Make:
+    def make(where: Where) -> Request:
+        factory = import_module("tieredsession.adapters.pyramid").session_factory
+        named = settings(where, store, cache)
+        return over_wsgi(frameworks.pyramid_app(lambda: factory(named)))
+
+    return make
+
+
+def _ours_in_django(store: str = _COOKIES, cache: str | None = None) -> Make:
+    """Django has one manager in a process, which each of these sites brings along."""
+
+    def make(where: Where) -> Request:
+        adapter = import_module("tieredsession.adapters.django")
+        django = configure_django()
+        named = settings(where, store, cache)
+        for name in ("SESSION_STORE", "SESSION_STORE_URL", "SESSION_CACHE_URL"):
+            setattr(django, name, named.get(name))
+        django.SESSION_ENGINE = "tieredsession.adapters.django"
+        manager = adapter.make_manager()
+        request = over_wsgi(frameworks.django_handler())
+
+        def ours(path: str, cookie: str | None) -> Answer:
+            adapter.use_manager(manager)
+            return request(path, cookie)
+
+        return ours
 
     return make
 
@@ -112,7 +171,6 @@ def _wsgi(app: Callable[[], Any]) -> Make:
 
 BARE = "WSGI"
 NOTHING = "WSGI, middleware that does nothing"
-_SQLITE, _GAE = "SQLiteSessionStore", "GAESessionStore"
 _TIERS = (("memcached", "datastore"), ("redis", "datastore"))
 
 SITES: dict[str, Site] = {
@@ -154,6 +212,13 @@ SITES: dict[str, Site] = {
     ),
     "Werkzeug, Beaker, Redis": Site(frameworks.beaker_site("redis"), "Werkzeug", CACHE, ("redis",)),
     "Flask": Site(_wsgi(partial(frameworks.flask_app, secret=None))),
+    "Flask, ours, cookie": Site(_ours_in_flask(), "Flask", COOKIE),
+    "Flask, ours, SQLite and memcached": Site(
+        _ours_in_flask(_SQLITE, "memcached"), "Flask", DURABLE, ("memcached",), True
+    ),
+    "Flask, ours, SQLite and Redis": Site(
+        _ours_in_flask(_SQLITE, "redis"), "Flask", DURABLE, ("redis",), True
+    ),
     "Flask, its session": Site(
         _wsgi(partial(frameworks.flask_app, secret=SECRET)), "Flask", COOKIE
     ),
@@ -164,6 +229,10 @@ SITES: dict[str, Site] = {
         frameworks.flask_session_site("redis"), "Flask", CACHE, ("redis",)
     ),
     "Starlette": Site(lambda where: over_asgi(frameworks.starlette_app())),
+    "Starlette, ours, cookie": Site(_ours_in_starlette(), "Starlette", COOKIE),
+    "Starlette, ours, SQLite and Redis": Site(
+        _ours_in_starlette(_SQLITE, "redis"), "Starlette", DURABLE, ("redis",), True
+    ),
     "Starlette, its session": Site(
         lambda where: over_asgi(frameworks.starlette_app(secret=SECRET)), "Starlette", COOKIE
     ),
@@ -174,6 +243,14 @@ SITES: dict[str, Site] = {
         frameworks.starsessions_site("redis"), "Starlette", CACHE, ("redis",)
     ),
     "Django": Site(frameworks.django_site(None)),
+    "Django, ours, cookie": Site(_ours_in_django(), "Django", COOKIE),
+    "Django, ours, SQLite": Site(_ours_in_django(_SQLITE), "Django", DURABLE),
+    "Django, ours, SQLite and memcached": Site(
+        _ours_in_django(_SQLITE, "memcached"), "Django", DURABLE, ("memcached",), True
+    ),
+    "Django, ours, SQLite and Redis": Site(
+        _ours_in_django(_SQLITE, "redis"), "Django", DURABLE, ("redis",), True
+    ),
     "Django, signed_cookies": Site(frameworks.django_site("signed_cookies"), "Django", COOKIE),
     "Django, cache, memcached": Site(
         frameworks.django_site("cache", "memcached"), "Django", CACHE, ("memcached",)
@@ -186,6 +263,10 @@ SITES: dict[str, Site] = {
         frameworks.django_site("cached_db", "memcached"), "Django", DURABLE, ("memcached",), True
     ),
     "Pyramid": Site(_wsgi(frameworks.pyramid_app)),
+    "Pyramid, ours, cookie": Site(_ours_in_pyramid(), "Pyramid", COOKIE),
+    "Pyramid, ours, SQLite and Redis": Site(
+        _ours_in_pyramid(_SQLITE, "redis"), "Pyramid", DURABLE, ("redis",), True
+    ),
     "Pyramid, its session": Site(
         _wsgi(partial(frameworks.pyramid_app, frameworks.pyramid_signed)), "Pyramid", COOKIE
     ),
