@@ -4,6 +4,7 @@
 #   make test    every test, with branch coverage
 #   make check   lint, format and types
 #   make pytest  the tests alone; ARGS="-k cookie" goes to pytest
+#   make bench   the benchmarks, with every peer; ARGS="codec --quick" for some of them, in seconds
 #   make clean   remove what the others made
 #
 # Another Python: make test PYTHON=python3.12 VENV=.venv-3.12
@@ -18,7 +19,7 @@ ARGS =
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check pytest clean
+.PHONY: demo test check pytest bench clean
 .NOTPARALLEL:
 
 DEMO = $(if $(filter gae,$(STORE)),demo-gae,demo)
@@ -40,6 +41,13 @@ check: $(VENV)/.check
 pytest: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
+# The peers have an environment of their own, unless VENV names one.
+BENCH = $(if $(filter command line,$(origin VENV)),$(VENV),.venv-bench)
+
+bench:
+	@$(MAKE) --no-print-directory VENV=$(BENCH) $(BENCH)/.bench
+	$(BENCH)/bin/python -m benchmarks --results benchmarks/results --readme $(ARGS)
+
 clean:
 	rm -rf .venv .venv-* .demo build dist htmlcov .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
@@ -57,6 +65,10 @@ $(VENV)/.demo-gae: pyproject.toml $(VENV)/.made
 
 $(VENV)/.test: pyproject.toml $(VENV)/.made
 	$(PIP) install --editable . --group test
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml $(VENV)/.made
+	$(PIP) install --editable . --group bench
 	@touch $@
 
 $(VENV)/.check: pyproject.toml $(VENV)/.made

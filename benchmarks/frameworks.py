@@ -162,11 +162,10 @@ def beaker_site(kind: str) -> Any:
         if kind == "cookie":
             options.update(type="cookie", validate_key=SECRET, data_serializer="json")
         elif kind == "memcached":
-            import_module("pylibmc")
+            import_module("memcache")
             folder = str(where.folder / "beaker")
             url = where.servers["memcached"]
             options.update(type="ext:memcached", url=url, lock_dir=folder, secret=SECRET)
-            import_module("memcache")
             options.update(memcache_module="memcache")
         else:
             import_module("redis")

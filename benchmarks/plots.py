@@ -17,6 +17,7 @@ from benchmarks.report import number
 
 matplotlib.use("agg")
 plt: Any = importlib.import_module("matplotlib.pyplot")
+ticker: Any = importlib.import_module("matplotlib.ticker")
 
 BLUE, GREY, VERMILION, ORANGE, GREEN, SKY, YELLOW, PURPLE = (
     *("#0072B2", "#9A9A9A", "#D55E00", "#E69F00"),
@@ -32,6 +33,8 @@ _STYLE = {
     "svg.fonttype": "none",
 }
 _FORMATS = ("svg", "png")
+
+_MAX_COOKIE = 4096
 
 Figure = dict[str, Any]
 Figures = dict[tuple[str, str, str], Figure]
@@ -210,16 +213,32 @@ def codec(figures: Figures, program: dict[str, Any]) -> Any:
                 elinewidth=0.8,
             )
         panel.set_yscale("log")
+        for axis_ticks in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            axis_ticks(ticker.FuncFormatter(_plain_number))
+        panel.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
         panel.margins(x=0.25, y=0.12)
         _label_points(panel, [(size, found["median"], name) for size, found, name in points])
-        panel.axvline(4096, color=VERMILION, linewidth=0.8, linestyle=":") if any(
-            size > 4096 for size, *_ in points
-        ) else None
+        if any(size > _MAX_COOKIE for size, *_ in points):
+            panel.axvline(_MAX_COOKIE, color=VERMILION, linewidth=0.8, linestyle=":")
+            panel.text(
+                _MAX_COOKIE,
+                1.0,
+                " browsers keep no more",
+                fontsize=7,
+                color=VERMILION,
+                rotation=90,
+                va="top",
+                transform=panel.get_xaxis_transform(),
+            )
         panel.set_title(payload)
         panel.set_xlabel("bytes of the cookie's value")
         panel.set_ylabel("microseconds, encode + decode (logarithmic)")
         panel.grid(color="#DDDDDD", linewidth=0.6)
     return figure
+
+
+def _plain_number(value: float, _: object) -> str:
+    return f"{value:g}"
 
 
 def _label_points(panel: Any, points: list[tuple[float, float, str]]) -> None:
@@ -393,7 +412,7 @@ def faults(figures: Figures, program: dict[str, Any]) -> Any:
                     label=label,
                 )
         panel.set_yscale("log")
-        panel.set_ylim(0.2, 2000)
+        panel.set_ylim(0.1, 2000)
         panel.set_xlim(0, end)
         panel.set_title(
             name.replace("Werkzeug, ", ""),

@@ -125,13 +125,13 @@ def _ours_in_pyramid(store: str = _COOKIES, cache: str | None = None) -> Make:
     return make
 
 
-def _ours_in_django(store: str = _COOKIES, cache: str | None = None) -> Make:
+def _ours_in_django(store: str = _COOKIES, cache: str | None = None, **more: Any) -> Make:
     """Django has one manager in a process, which each of these sites brings along."""
 
     def make(where: Where) -> Request:
         adapter = import_module("tieredsession.adapters.django")
         django = configure_django()
-        named = settings(where, store, cache)
+        named = settings(where, store, cache, **more)
         for name in ("SESSION_STORE", "SESSION_STORE_URL", "SESSION_CACHE_URL"):
             setattr(django, name, named.get(name))
         django.SESSION_ENGINE = "tieredsession.adapters.django"
@@ -244,7 +244,9 @@ SITES: dict[str, Site] = {
     ),
     "Django": Site(frameworks.django_site(None)),
     "Django, ours, cookie": Site(_ours_in_django(), "Django", COOKIE),
-    "Django, ours, SQLite": Site(_ours_in_django(_SQLITE), "Django", DURABLE),
+    "Django, ours, SQLite, normal": Site(
+        _ours_in_django(_SQLITE, synchronous="normal"), "Django", DURABLE
+    ),
     "Django, ours, SQLite and memcached": Site(
         _ours_in_django(_SQLITE, "memcached"), "Django", DURABLE, ("memcached",), True
     ),
