@@ -36,23 +36,22 @@ class Pace:
         self.held = held
         self._timer = timer
         self._sleep = sleep
-        self._free = timer()  # when the operations so far are paid for
+        self._begun = self._free = timer()  # when the last operations began; when they are paid for
+        self._cost = 0.0
 
     def wait(self) -> None:
-        """Until the operations so far are within the rate."""
+        """Until the operations so far are within the rate. The next begin now."""
         delay = self._free - self._timer()
         if delay > 0:
             self._sleep(delay)
+            self._grow(self._cost)  # the rate is what holds it back
+        self._begun = self._timer()
 
     def spend(self, operations: int) -> None:
-        """Take *operations* into account."""
-        if self.rate is None:
-            return
-        now = self._timer()
-        cost = operations / self.rate
-        if now < self._free:
-            self._grow(cost)  # the rate is what holds it back
-        self._free = max(self._free, now) + cost
+        """Take into account how many operations there were since :meth:`wait`."""
+        if self.rate is not None:
+            self._cost = operations / self.rate
+            self._free = self._begun + self._cost
 
     def _grow(self, seconds: float) -> None:
         self.held += seconds
