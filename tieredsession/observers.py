@@ -15,6 +15,8 @@ from tieredsession.events import (
     CacheRefused,
     CookieNearLimit,
     Event,
+    Purged,
+    PurgeRefused,
     SessionGone,
     SessionMerged,
     StoreFailed,
@@ -28,10 +30,12 @@ _LEVELS: dict[type[Event], int] = {
     SessionMerged: logging.INFO,
     SessionGone: logging.INFO,
     BreakerClosed: logging.INFO,
+    Purged: logging.INFO,
     BreakerOpened: logging.WARNING,
     CacheFailed: logging.WARNING,
     CacheRefused: logging.WARNING,
     CookieNearLimit: logging.WARNING,
+    PurgeRefused: logging.WARNING,
     StoreFailed: logging.ERROR,
 }
 

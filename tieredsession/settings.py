@@ -71,6 +71,11 @@ def _seconds(value: Any) -> int:
     return seconds
 
 
+def _duration(value: Any) -> int:
+    """As :func:`_seconds`, and 0."""
+    return 0 if value in (0, "0") and type(value) is not bool else _seconds(value)
+
+
 def _share(value: Any) -> float:
     try:
         share = float(value)
@@ -241,6 +246,44 @@ SETTINGS: tuple[Setting, ...] = (
         "Keep an index from users to their sessions, to list them and to end them.",
     ),
     Setting(
+        "SESSION_PURGE_URL",
+        "/sessions/purge_old_sessions",
+        _optional(_string),
+        "The path at which cron may call the purge. Empty: none.",
+    ),
+    Setting(
+        "SESSION_PURGE_BUDGET",
+        480,
+        _seconds,
+        "Seconds after which a run of the purge stops, to go on at the next call.",
+    ),
+    Setting(
+        "SESSION_PURGE_GRACE",
+        600,
+        _duration,
+        "Seconds after its end for which a session is not yet purged.",
+    ),
+    Setting(
+        "SESSION_PURGE_TOKEN",
+        None,
+        _optional(_secret),
+        "A secret of at least 32 bytes: whoever sends it as ``Authorization: Bearer`` may call "
+        "the purge.",
+    ),
+    Setting(
+        "SESSION_PURGE_ACCOUNT",
+        None,
+        _optional(_string),
+        "The service account as which Cloud Scheduler may call the purge, with an OIDC token. "
+        "Needs the extra ``oidc``.",
+    ),
+    Setting(
+        "SESSION_PURGE_AUDIENCE",
+        None,
+        _optional(_string),
+        "The audience that such a token must be for: the URL that the scheduler calls.",
+    ),
+    Setting(
         "SESSION_MERGE_RULES",
         {},
         _rules,
@@ -303,6 +346,12 @@ class Settings:
     session_cache_control: str
     session_pickle: bool
     session_principals: bool
+    session_purge_url: str | None
+    session_purge_budget: int
+    session_purge_grace: int
+    session_purge_token: str | bytes | None
+    session_purge_account: str | None
+    session_purge_audience: str | None
     session_merge_rules: dict[str, MergeRule]
 
     def __init__(self, source: object = None, **overrides: Any) -> None:
@@ -342,6 +391,7 @@ class Settings:
         for secret in self.secret_key_fallbacks:
             check_secret(secret, "SECRET_KEY_FALLBACKS")
         self._check_cookie()
+        self._check_purge()
         if self.session_store in (COOKIE_STORE, HYBRID_STORE):
             hybrid = self.session_store == HYBRID_STORE
             for name, value in (
@@ -366,6 +416,17 @@ class Settings:
             )
         if self.session_cookie_age > MAX_AGE and not self.session_expire_at_browser_close:
             _log.warning("SESSION_COOKIE_AGE: browsers cut a persistent cookie to 400 days")
+
+    def _check_purge(self) -> None:
+        if self.session_purge_token is not None:
+            check_secret(self.session_purge_token, "SESSION_PURGE_TOKEN")
+        if (self.session_purge_account is None) != (self.session_purge_audience is None):
+            raise ConfigurationError(
+                "SESSION_PURGE_ACCOUNT and SESSION_PURGE_AUDIENCE go together: set both, or neither"
+            )
+        url = self.session_purge_url
+        if url is not None and not url.startswith("/"):
+            raise ConfigurationError("SESSION_PURGE_URL must begin with '/', or be empty")
 
     def _check_cookie(self) -> None:
         name = self.session_cookie_name

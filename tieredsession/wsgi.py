@@ -31,6 +31,7 @@ class SessionMiddleware:
     Changes are saved when the application starts its response, before a byte leaves. A
     change in the middle of a streamed body is saved at its end. If a store cannot answer,
     the visitor gets ``503 Service Unavailable``, and no change is claimed that was not made.
+    Cron may call the purge at ``SESSION_PURGE_URL`` (:mod:`tieredsession.cron`).
 
     Args:
         app: any WSGI application.
@@ -57,8 +58,14 @@ class SessionMiddleware:
     ) -> None:
         if not isinstance(settings, Settings) or overrides:
             settings = Settings(settings, **overrides)
+        observers = tuple(observers)
         self.manager = open_manager(settings, store=store, observers=observers, clock=clock)
         self._app = app
+        self._purge_url = settings.session_purge_url
+        if self._purge_url is not None:
+            from tieredsession.cron import PurgeView
+
+            self._purge = PurgeView(self.manager.store, settings, observers=observers, clock=clock)
         self._watch_peers = not settings.session_cookie_secure
         if self._watch_peers and ("K_SERVICE" in os.environ or "GAE_ENV" in os.environ):
             self._warn("this is a cloud service")
@@ -66,6 +73,8 @@ class SessionMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._watch_peers:
             self._look_at_peer(environ.get("REMOTE_ADDR", ""))
+        if environ["PATH_INFO"] == self._purge_url:
+            return self._purge(environ, start_response)
         manager = self.manager
         session = environ[SESSION_KEY] = Session(manager, environ.get("HTTP_COOKIE"))
 
