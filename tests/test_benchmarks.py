@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import compare, cost, results
+from benchmarks.calls import CACHE, DELETES, READS, WRITES
+from benchmarks.report import Findings, Key
+from benchmarks.servers import delayed
+
 ROOT = Path(__file__).parent.parent
 
-_PEERS = ("flask", "starlette", "django", "webob", "pyramid", "nacl", "secure_cookie")
+_PEERS = (
+    *("flask", "starlette", "django", "webob", "pyramid", "nacl", "secure_cookie"),
+    *("beaker", "aiohttp_session"),
+)
 _WITHOUT_PEERS = (
     f"import sys, runpy; sys.modules.update(dict.fromkeys({_PEERS})); "
     "sys.argv[0] = 'benchmarks'; runpy.run_module('benchmarks', run_name='__main__')"
@@ -77,3 +89,144 @@ def test_cookies_are_shorter_than_flasks(
         if (figure["case"], figure["contestant"], figure["measure"]) == (payload, "ours", "bytes")
     ]
     assert size <= limit
+
+
+# -- what was another run, and what is kept of it ------------------------------------
+
+
+def test_a_change_beyond_the_spread_is_told(quick: tuple[str, dict[str, Any]]) -> None:
+    """A comparison tells the figures that moved beyond the spread of both runs, and no others."""
+    before, after = quick[1], copy.deepcopy(quick[1])
+    (size,) = [
+        figure
+        for figure in after["programs"]["codec"]["figures"]
+        if (figure["case"], figure["contestant"], figure["measure"]) == ("tiny", "ours", "bytes")
+    ]
+    for part in ("low", "median", "high"):
+        size[part] *= 2
+    (table,) = compare.tables(before, after)
+    assert [(row[0], row[3]) for row in table.rows] == [("tiny, ours, bytes", "+100 %")]
+
+
+def test_times_of_two_machines_are_not_compared(quick: tuple[str, dict[str, Any]]) -> None:
+    """Times of another machine are left out of a comparison, and it says so."""
+    before, after = quick[1], copy.deepcopy(quick[1])
+    after["environment"]["cpu"] = "another"
+    for figure in after["programs"]["codec"]["figures"]:
+        for part in ("low", "median", "high"):
+            figure[part] *= 10 if figure["unit"] == "us" else 1
+    (table,) = compare.tables(before, after)
+    assert [row[0] for row in table.rows] == ["nothing"]
+    assert "another machine" in table.title
+
+
+def test_results_of_one_run_stay_together(
+    quick: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """A program that did not run again keeps its results, unless they are of another machine."""
+    earlier = copy.deepcopy(quick[1])
+    earlier["programs"]["tiers"] = earlier["programs"].pop("codec")
+    elsewhere = copy.deepcopy(quick[1])
+    elsewhere["environment"]["cpu"] = "another"
+    kept = []
+    for document in (earlier, quick[1], elsewhere):
+        results.write(document, tmp_path)
+        kept.append(set(json.loads((tmp_path / results.JSON).read_text())["programs"]))
+    assert kept == [{"tiers"}, {"tiers", "codec"}, {"codec"}]
+    assert "codec: tiny" in (tmp_path / "codec.rst").read_text()
+
+
+def test_only_what_is_marked_is_rewritten(
+    quick: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The README is rewritten between its markers, and is refused where it has none."""
+    results.write(quick[1], tmp_path)
+    readme = tmp_path / "README.rst"
+    readme.write_text("before\n\n.. benchmarks begin\nold\n.. benchmarks end\n\nafter\n")
+    results.into_readme(tmp_path, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n\n.. benchmarks begin\n")
+    assert text.endswith(".. benchmarks end\n\nafter\n")
+    assert "old" not in text
+    assert quick[1]["environment"]["python"] in text
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="markers"):
+        results.into_readme(tmp_path, readme)
+
+
+# -- what is behind the figures ------------------------------------------------------
+
+
+def test_a_bill_is_calls_times_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost of a million requests is their counted calls times the assumed prices."""
+    assumed = json.loads(cost.ASSUMPTIONS.read_text())
+    assumed["traffic"] |= {
+        cost.READ: 0.5,
+        cost.COUNTER: 0.2,
+        cost.LOGIN: 0.1,
+        "share of reads that miss the cache": 0.1,
+        "reads until a session of 14 days is due for a refresh": 5,
+    }
+    for what, dollars in ((READS, 3), (WRITES, 7), (DELETES, 1)):
+        assumed["prices"][what] = {"dollars": dollars, "per": 1_000_000}
+    assumed["prices"]["cache"] = {
+        "dollars an hour": 3.6,
+        "calls a second at full load": 2_000,
+        "load": 0.5,
+    }
+    file = tmp_path / "assumptions.json"
+    file.write_text(json.dumps(assumed))
+    monkeypatch.setattr(cost, "ASSUMPTIONS", file)
+    calls = {
+        cost.READ: (0, 0, 1),
+        cost.MISS: (1, 0, 2),
+        cost.COUNTER: (0, 1, 3),
+        cost.LOGIN: (0, 1, 1),
+    }
+    findings = Findings()
+    for kind, counted in calls.items():
+        for measure, count in zip((READS, WRITES, CACHE), counted, strict=True):
+            findings.rounds[Key(kind, "ours", measure)] = [float(count)]
+        findings.rounds[Key(kind, "ours", DELETES)] = [0.0]
+    figures = {
+        key.measure: value.median
+        for key, value, _ in cost.report(findings).figures
+        if key.case == "a million requests"
+    }
+    # Of 0.5 reads, 0.05 miss and 0.1 refresh; a refresh is a write as in a counter.
+    assert figures[READS] == pytest.approx(0.05 * 3)
+    assert figures[WRITES] == pytest.approx((0.2 + 0.1 + 0.1) * 7)
+    assert figures[DELETES] == pytest.approx(0.1 * 1)
+    assert figures[CACHE] == pytest.approx(0.35 * 1 + 0.05 * 2 + 0.3 * 3 + 0.1 * 1)
+
+
+def test_a_delay_makes_round_trips_longer_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The delaying proxy hands on what it gets, whole and in order, and not before its time."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    sent = os.urandom(300_000)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def echo() -> None:
+            left = len(sent)
+            while left:  # the proxy's start is awaited by a connection that says nothing
+                with listener.accept()[0] as connection:
+                    while left and (chunk := connection.recv(1 << 16)):
+                        connection.sendall(chunk)
+                        left -= len(chunk)
+
+        echoing = threading.Thread(target=echo, daemon=True)
+        echoing.start()
+        upstream = ":".join(map(str, listener.getsockname()))
+        with delayed(upstream, 0.2) as address:
+            host, _, port = address.rpartition(":")
+            with socket.create_connection((host, int(port)), timeout=10) as connection:
+                begin = time.perf_counter()
+                connection.sendall(sent)
+                first = connection.recv(1)
+                took = time.perf_counter() - begin
+                answer = first + b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        echoing.join(10)
+    assert took >= 0.2
+    assert answer == sent
