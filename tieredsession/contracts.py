@@ -142,8 +142,8 @@ class Note(NamedTuple):
 class ShardedSweep(Sweepable, Protocol):
     """A sweep of many shards, which several workers share and go on with from run to run."""
 
-    def read_note(self, name: str) -> Note | None:
-        """The note *name*, or ``None``."""
+    def read_notes(self, names: Sequence[str]) -> dict[str, Note]:
+        """Those of the notes *names* that there are."""
         ...
 
     def write_note(self, name: str, data: bytes, version: int | None) -> int | None:
