@@ -59,13 +59,11 @@ class SessionMiddleware:
             settings = Settings(settings, **overrides)
         self.manager = open_manager(settings, store=store, observers=observers, clock=clock)
         self._app = app
-        self._watch_peers = not settings.session_cookie_secure
-        if self._watch_peers and ("K_SERVICE" in os.environ or "GAE_ENV" in os.environ):
-            self._warn("this is a cloud service")
+        self._peers = PeerWatch.of(settings)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if self._watch_peers:
-            self._look_at_peer(environ.get("REMOTE_ADDR", ""))
+        if self._peers is not None:
+            self._peers.look_at(environ.get("REMOTE_ADDR"))
         manager = self.manager
         session = environ[SESSION_KEY] = Session(manager, environ.get("HTTP_COOKIE"))
 
@@ -87,7 +85,7 @@ class SessionMiddleware:
             if session.headers_sent:
                 raise
             return _unavailable(start_response)
-        if session._status is not None and (type(body) is list or _is_finished(body, environ)):
+        if session._status is not None and (type(body) is list or is_finished(body, environ)):
             if session._state is not None:
                 self._finish(session, body)
             return body
@@ -100,18 +98,35 @@ class SessionMiddleware:
             _close(body)  # which nobody else will get to see
             raise
 
-    def _look_at_peer(self, address: str) -> None:
+
+class PeerWatch:
+    """Says in the log, once, that cookies without ``Secure`` leave this machine."""
+
+    def __init__(self) -> None:
+        self._said = False
+        if "K_SERVICE" in os.environ or "GAE_ENV" in os.environ:
+            self._say("this is a cloud service")
+
+    @classmethod
+    def of(cls, settings: Settings) -> PeerWatch | None:
+        """One for a site with these *settings*, or ``None`` if there is nothing to say."""
+        return None if settings.session_cookie_secure else cls()
+
+    def look_at(self, address: str | None) -> None:
+        """A request came from *address*, if that is known."""
+        if self._said or not address:
+            return
         from ipaddress import ip_address
 
         try:
-            local = not address or ip_address(address.removeprefix("::ffff:")).is_loopback
+            local = ip_address(address.removeprefix("::ffff:")).is_loopback
         except ValueError:
             local = False
         if not local:
-            self._watch_peers = False  # said once
-            self._warn(f"a request came from {address}")
+            self._say(f"a request came from {address}")
 
-    def _warn(self, reason: str) -> None:
+    def _say(self, reason: str) -> None:
+        self._said = True
         _log.warning(
             "SESSION_COOKIE_SECURE is False, which is for development on one's own machine, "
             "and %s: session cookies travel in clear",
@@ -185,7 +200,7 @@ def _close(body: Iterable[bytes]) -> None:
         close()
 
 
-def _is_finished(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
+def is_finished(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
     """Whether nothing of the application runs while *body* is sent."""
     if type(body) in (list, tuple):
         return True
