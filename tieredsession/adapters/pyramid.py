@@ -67,11 +67,12 @@ except ImportError:
 from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
 from tieredsession.errors import ConfigurationError, HeadersSentError, StoreUnavailable
+from tieredsession.frontend import PlainHTTPWatch
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
 from tieredsession.session import CSRF, Session, State
 from tieredsession.settings import SETTINGS, Settings
-from tieredsession.wsgi import PeerWatch, is_finished
+from tieredsession.wsgi import is_finished
 
 INI_NAMES = {
     "session." + setting.name.removeprefix("SESSION_").lower(): setting.name for setting in SETTINGS
@@ -212,14 +213,14 @@ class PyramidSession(Session):
 class SessionFactory:
     """Makes the session of a request. *manager* is the manager of them all."""
 
-    def __init__(self, manager: SessionManager, peers: PeerWatch | None) -> None:
+    def __init__(self, manager: SessionManager, watch: PlainHTTPWatch) -> None:
         self.manager = manager
-        self._peers = peers
+        self._watch = watch
 
     def __call__(self, request: Any) -> PyramidSession:
         environ = request.environ
-        if self._peers is not None:
-            self._peers.look_at(environ.get("REMOTE_ADDR"))
+        if self._watch.active:
+            self._watch.look_at(environ.get("REMOTE_ADDR", ""))
         session = PyramidSession(self.manager, environ.get("HTTP_COOKIE"))
         attributes = request.__dict__
         if "traversed" in attributes and "context" not in attributes:
@@ -258,7 +259,7 @@ def session_factory(
     if not isinstance(settings, Settings) or overrides:
         settings = Settings(settings, **overrides)
     manager = open_manager(settings, store=store, observers=observers, clock=clock)
-    return SessionFactory(manager, PeerWatch.of(settings))
+    return SessionFactory(manager, PlainHTTPWatch(settings))
 
 
 def includeme(config: Any) -> None:
