@@ -704,19 +704,12 @@ def test_a_store_that_cannot_be_read(site: Site) -> None:
 def test_a_store_that_cannot_be_written(pages: Pages) -> None:
     """A redirect whose session cannot be saved becomes 503, and nothing of it is left."""
     visitor = pages.visitor(a=1)
-    closed: list[bool] = []
-
-    def stream() -> Iterator[bytes]:
-        try:
-            yield b"done"
-        finally:
-            closed.append(True)
+    file = io.BytesIO(b"done")
 
     def view(request: Any) -> Any:
         request.session["a"] = 2
         response = HTTPFound("/done", headers=[("X-Done", "yes")])
-        response.app_iter = body = stream()
-        next(body)
+        response.app_iter = FileIter(file)
         return response
 
     pages.site.chaos.fail("update")
@@ -727,7 +720,7 @@ def test_a_store_that_cannot_be_written(pages: Pages) -> None:
     }
     assert "unavailable" in response.text
     assert response.content_length == len(response.data)
-    assert closed == [True]
+    assert file.closed
     assert visitor.data() == {"a": 1}
 
 
