@@ -637,13 +637,17 @@ def test_a_stream_that_asks_first(pages: Pages) -> None:
     seen: list[Any] = []
 
     def reading(request: Any) -> Any:
-        return Response(app_iter=_stream(lambda: seen.append(request.session["a"])))
+        steps = (
+            lambda: seen.append(request.session["a"]),
+            lambda: seen.append(request.session.headers_sent),
+        )
+        return Response(app_iter=_stream(*steps))
 
     def changing(request: Any) -> Any:
         return Response(app_iter=_stream(lambda: request.session.update(a=2)))
 
     visitor.visit(reading)
-    assert seen == [1]
+    assert seen == [1, True]
     with pytest.raises(HeadersSentError, match=r"use request\.session in the view"):
         visitor.visit(changing)
     assert visitor.data() == {"a": 1}

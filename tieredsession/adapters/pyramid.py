@@ -189,7 +189,6 @@ class PyramidSession(Session):
             # What a callback raises goes past the exception views, to the server.
             _replace(response, _unavailable(request, error), request.environ)
             self._status = 503
-            self._over = True
             return
         if reply is not None:
             add_headers(response.headerlist, reply)
@@ -203,10 +202,9 @@ class PyramidSession(Session):
 
     def _finished(self, request: Any) -> None:
         """The finished callback: no change is lost in silence."""
-        if self._status is None:  # an error is on its way, or the others had run before we came
-            self._over = True
-            if self.modified and sys.exc_info()[0] is None:
-                raise HeadersSentError(_TOO_LATE)
+        # Either an error is on its way, or the response callbacks had run before we came.
+        if self._status is None and self.modified and sys.exc_info()[0] is None:
+            raise HeadersSentError(_TOO_LATE)
 
 
 @implementer(ISessionFactory)
