@@ -35,6 +35,7 @@ What differs from Pyramid's own ``SignedCookieSessionFactory``:
 - If a store does not answer, ``SessionUnavailable`` is raised, which Pyramid's default exception
   view answers with 503; an exception view for ``StoreUnavailable`` goes before it. It is also
   what a visitor gets if the session cannot be saved, instead of the response that was ready.
+  Raised in a response callback of somebody else's, it goes to the server as any error there.
 - The session is saved in a response callback that lets the others go first. What changes it
   after that, as a subscriber of ``NewResponse`` may, gets a ``HeadersSentError``, unless the
   body is streamed and the store needs no cookie: then it is saved at the body's end. A stream
