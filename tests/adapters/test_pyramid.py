@@ -36,6 +36,7 @@ from tieredsession import (
     HeadersSentError,
     MissingDependencyError,
     SessionTooLarge,
+    Settings,
     StoreUnavailable,
 )
 from tieredsession.adapters.pyramid import (
@@ -833,6 +834,9 @@ def test_a_factory_by_hand_reads_what_it_is_given(monkeypatch: pytest.MonkeyPatc
     lifetimes = session_factory(settings, SESSION_ABSOLUTE_AGE=10**8).manager.lifetimes
     assert (lifetimes.idle, lifetimes.refresh) == (14 * 24 * 3600, 0.5)
     assert lifetimes.absolute == 10**8
+    ready = Settings(SECRET_KEY=SECRET)
+    assert session_factory(ready).manager.lifetimes.idle == 60
+    assert session_factory(ready, SESSION_COOKIE_AGE=90).manager.lifetimes.idle == 90
 
 
 def test_a_factory_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ What differs from Pyramid's own ``SignedCookieSessionFactory``:
 - A session is not a ``dict`` but a ``MutableMapping``, and its keys are text: JSON would have
   made text of other keys anyway. Values may be more than JSON knows.
 - A change inside a value is found without ``changed()``. ``changed()`` saves in any case.
-- ``invalidate()`` does not only empty the session: its cookie opens nothing from then on.
+- ``invalidate()`` does not only empty the session: its cookie is deleted, and with a store on
+  the server a copy of that opens nothing.
 - A response of 5xx saves nothing, the one of an exception view included. There is no
   ``set_on_exception``: the others always save.
 - If a store does not answer, ``SessionUnavailable`` is raised, which Pyramid's default exception
