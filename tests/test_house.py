@@ -23,7 +23,7 @@ ORDER = (
     {"errors"},
     {"contracts", "tokens", "url", "events", "tables"},
     {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge", "pace"},
-    {"registry", "manager", "purge", "observers", "testing", "oidc"},
+    {"registry", "manager", "purge", "observers", "testing", "oidc", "frontend"},
     {"cron"},
     {"wsgi"},
     {"adapters"},
