@@ -17,7 +17,6 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from tieredsession import Request, Session, SessionMiddleware, SessionStore
 from tieredsession.contracts import Observer
-from tieredsession.manager import SessionManager
 from tieredsession.wsgi import SESSION_KEY
 
 if TYPE_CHECKING:
@@ -30,15 +29,21 @@ VISIT = "test.visit"
 class Page:
     """What a view is given: *session*, and the rest in the words of the framework.
 
-    As it stands, it says everything in the words of our own session.
+    As it stands, it is that of a framework with our session as ``request.session``.
     """
 
-    def __init__(self, session: Any) -> None:
-        self.session: MutableMapping[str, Any] = session
+    def __init__(self, request: Any) -> None:
+        self.request = request
+
+    @property
+    def session(self) -> MutableMapping[str, Any]:
+        """The session, as views of the framework reach it."""
+        session: MutableMapping[str, Any] = self.request.session
+        return session
 
     @property
     def ours(self) -> Session:
-        """The session, where a framework's own type has no word for what ours can do."""
+        """The session, for what the framework has no word for."""
         assert isinstance(self.session, Session)
         return self.session
 
@@ -170,8 +175,6 @@ class FrontEnd(ABC):
         clock: seconds since the epoch, UTC.
     """
 
-    manager: SessionManager
-
     @abstractmethod
     def __init__(
         self,
@@ -186,7 +189,29 @@ class FrontEnd(ABC):
         """Serve one request to the end of its body."""
 
 
-class WSGI(FrontEnd):
+class OverWSGI(FrontEnd):
+    """What front ends have in common that are WSGI applications in the end."""
+
+    app: WSGIApplication
+
+    def send(self, visit: Visit, cookie_header: str) -> Answer:
+        environ: WSGIEnvironment = {VISIT: visit, "QUERY_STRING": "", "wsgi.url_scheme": "https"}
+        if cookie_header:
+            environ["HTTP_COOKIE"] = cookie_header
+        setup_testing_defaults(environ)
+        return serve_wsgi(self.app, environ)
+
+
+class EnvironPage(Page):
+    """A page of an application that has no request but the environ."""
+
+    @property
+    def session(self) -> MutableMapping[str, Any]:
+        session: Session = self.request[SESSION_KEY]
+        return session
+
+
+class WSGI(OverWSGI):
     """A bare WSGI application under our middleware, as any other may be."""
 
     def __init__(
@@ -196,22 +221,13 @@ class WSGI(FrontEnd):
         observers: Iterable[Observer],
         clock: Callable[[], float],
     ) -> None:
-        middleware = SessionMiddleware(
+        self.app = SessionMiddleware(
             self.application, settings, store=store, observers=observers, clock=clock
         )
-        self.manager = middleware.manager
-        self.app: WSGIApplication = middleware
-
-    def send(self, visit: Visit, cookie_header: str) -> Answer:
-        environ: WSGIEnvironment = {VISIT: visit, "QUERY_STRING": "", "wsgi.url_scheme": "https"}
-        if cookie_header:
-            environ["HTTP_COOKIE"] = cookie_header
-        setup_testing_defaults(environ)
-        return serve_wsgi(self.app, environ)
 
     @staticmethod
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        visit, page = environ[VISIT], Page(environ[SESSION_KEY])
+        visit, page = environ[VISIT], EnvironPage(environ)
         visit.begin(page)
         headers = [("Content-Type", "text/plain"), *visit.headers]
         start_response(f"{visit.status} As The View Says", headers)
@@ -223,7 +239,7 @@ class Werkzeug(WSGI):
 
     @staticmethod
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        visit, page = environ[VISIT], Page(Request(environ).session)
+        visit, page = environ[VISIT], Page(Request(environ))
         visit.begin(page)
         body = "page" if visit.middle is None else visit.body(page)
         return WerkzeugResponse(body, visit.status, visit.headers)(environ, start_response)

@@ -126,7 +126,6 @@ class Site:
                 clock=clock,
             )
         self.front_end = front_end(settings, store, observers, clock)
-        self.manager = self.front_end.manager
 
     def _close_later(self, tier: object) -> None:
         close = getattr(tier, "close", None)
