@@ -23,7 +23,7 @@ ORDER = (
     {"errors"},
     {"contracts", "tokens", "url", "events", "tables"},
     {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"},
-    {"registry", "manager", "purge", "observers", "testing"},
+    {"registry", "manager", "purge", "observers", "testing", "frontend"},
     {"wsgi"},
     {"adapters"},
     {"__init__"},
