@@ -59,13 +59,11 @@ class SessionMiddleware:
             settings = Settings(settings, **overrides)
         self.manager = open_manager(settings, store=store, observers=observers, clock=clock)
         self._app = app
-        self._watch_peers = not settings.session_cookie_secure
-        if self._watch_peers and ("K_SERVICE" in os.environ or "GAE_ENV" in os.environ):
-            self._warn("this is a cloud service")
+        self._watch = None if settings.session_cookie_secure else PeerWatch()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if self._watch_peers:
-            self._look_at_peer(environ.get("REMOTE_ADDR", ""))
+        if self._watch is not None:
+            self._watch(environ.get("REMOTE_ADDR", ""))
         manager = self.manager
         session = environ[SESSION_KEY] = Session(manager, environ.get("HTTP_COOKIE"))
 
@@ -100,7 +98,23 @@ class SessionMiddleware:
             _close(body)  # which nobody else will get to see
             raise
 
-    def _look_at_peer(self, address: str) -> None:
+
+class PeerWatch:
+    """For a site without ``Secure``: says in the log that it serves more than its own machine.
+
+    A start on Cloud Run or App Engine is logged at once, otherwise the first request of
+    another machine, and no more than that.
+    """
+
+    def __init__(self) -> None:
+        self._done = False
+        if "K_SERVICE" in os.environ or "GAE_ENV" in os.environ:
+            self._warn("this is a cloud service")
+
+    def __call__(self, address: str) -> None:
+        """Look at the *address* of a request's sender; empty for none."""
+        if self._done:
+            return
         from ipaddress import ip_address
 
         try:
@@ -108,7 +122,7 @@ class SessionMiddleware:
         except ValueError:
             local = False
         if not local:
-            self._watch_peers = False  # said once
+            self._done = True
             self._warn(f"a request came from {address}")
 
     def _warn(self, reason: str) -> None:
