@@ -51,7 +51,7 @@ from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 try:
     import flask
@@ -169,6 +169,10 @@ class FlaskSession(Session, SessionMixin):  # type: ignore[override]  # "new" is
             return super()._touch()
         except StoreUnavailable as error:
             raise _Unavailable(error) from error
+
+
+session = cast("FlaskSession", flask.session)
+"""``flask.session``, for a type checker to know ``bind``, ``renew`` and the rest."""
 
 
 class TieredSessionInterface(SessionInterface):
@@ -298,7 +302,7 @@ class TieredSessionInterface(SessionInterface):
         named = _LIFETIME if _LIFETIME in given else "SESSION_COOKIE_AGE"
         given["SESSION_COOKIE_AGE"] = given.pop(named)
         try:
-            settings = Settings(given)
+            settings = Settings({}, **given)
         except ConfigurationError as error:
             raise ConfigurationError(str(error).replace("SESSION_COOKIE_AGE", named)) from None
         settings.session_merge_rules.setdefault(_FLASHES, union)
