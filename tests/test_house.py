@@ -50,7 +50,7 @@ HOMES = {
 
 FRAMEWORKS = {
     "adapters.werkzeug": {"werkzeug"},
-    "adapters.flask": {"flask", "werkzeug"},
+    "adapters.flask": {"flask", "markupsafe", "werkzeug"},
     "adapters.django": {"django"},
     "adapters.asgi": {"starlette", "anyio"},
     "adapters.pyramid": {"pyramid", "zope"},
