@@ -23,7 +23,7 @@ ORDER = (
     {"errors"},
     {"contracts", "tokens", "url", "events", "tables"},
     {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"},
-    {"registry", "manager", "purge", "observers", "testing"},
+    {"registry", "manager", "purge", "observers", "testing", "frontend"},
     {"wsgi"},
     {"adapters"},
     {"__init__"},
@@ -52,7 +52,7 @@ FRAMEWORKS = {
     "adapters.werkzeug": {"werkzeug"},
     "adapters.flask": {"flask", "werkzeug"},
     "adapters.django": {"django"},
-    "adapters.asgi": {"starlette", "anyio"},
+    "adapters.asgi": {"anyio"},
     "adapters.pyramid": {"pyramid", "zope"},
     "demo.app": {"werkzeug"},
 }
