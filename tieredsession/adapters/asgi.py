@@ -92,6 +92,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _BODIES = frozenset({"http.response.body", "websocket.http.response.body"})
+_CONCERNED = frozenset({b"vary", b"cache-control"})
+_VARY = (b"vary", b"Cookie")
 
 
 class Session(_core.Session):
@@ -152,10 +154,12 @@ class Session(_core.Session):
     # -- inside -----------------------------------------------------------------------
 
     def _touch(self) -> _core.State:
+        manager = self._manager
         if (
-            self._ahead is None
+            manager.blocking
+            and self._ahead is None
             and get_ident() == self._loop
-            and self._manager.load_blocks(self._header)
+            and manager.load_blocks(self._header)
         ):
             raise self._failure or NotLoadedError(
                 "reading this session would keep the event loop waiting for its store: "
@@ -163,7 +167,7 @@ class Session(_core.Session):
             )
         with self._lock:
             if self._state is None:
-                self._state = self._ahead or self._manager.load(self._header)
+                self._state = self._ahead or manager.load(self._header)
             return self._state
 
     def _load(self) -> None:
@@ -353,7 +357,7 @@ class SessionMiddleware:
             elif kind in _BODIES:
                 if message.get("more_body", False):
                     streaming = True
-                elif streaming:
+                elif streaming and session._state is not None:
                     await _finish(session)
             elif kind == "websocket.close":
                 if session._status is None:
@@ -365,7 +369,8 @@ class SessionMiddleware:
             try:
                 await self._app(scope, receive, send_saved)
             finally:
-                await _finish(session)
+                if session._state is not None:
+                    await _finish(session)
         except Exception as error:
             # Starlette takes a save that failed for a response that had started, and says so
             # with an error of its own where the application would handle ours.
@@ -387,11 +392,11 @@ def _add(overrides: dict[str, Any], keyword: str, name: str, value: object) -> N
 
 async def _start(session: Session, message: Message) -> Message:
     """Save, and the *message* that starts the response with what it owes to the session."""
-    status = message.get("status", 200)
-    if status < 500:
+    manager, status = session._manager, message.get("status", 200)
+    if manager.blocking and status < 500:
         await session._save()
-    reply = session.manager.close(session, status, saved=True)
-    if reply is None:
+    reply = manager.close(session, status, saved=manager.blocking)
+    if reply is None:  # a state was there before and is now
         return message
     # Another list: the application may send its own again, to somebody else.
     return {**message, "headers": _with_reply(message.get("headers", ()), reply)}
@@ -399,16 +404,16 @@ async def _start(session: Session, message: Message) -> Message:
 
 def _with_reply(raw: Iterable[Sequence[bytes]], reply: Reply) -> list[Sequence[bytes]]:
     """The headers *raw* with what *reply* asks for; only what it concerns is decoded."""
-    kept: list[Sequence[bytes]] = []
-    concerned: list[tuple[str, str]] = []
-    for header in raw:
-        name = header[0].lower()
-        if name in (b"vary", b"cache-control"):
-            concerned.append((name.decode("latin-1"), header[1].decode("latin-1")))
-        else:
-            kept.append(header)
-    add_headers(concerned, reply)
-    return [*kept, *_encode(concerned)]
+    headers = list(raw)
+    concerned = [header for header in headers if header[0].lower() in _CONCERNED]
+    if not concerned and not reply.set_cookies:
+        headers.append(_VARY)  # the most frequent case by far
+        return headers
+    for header in concerned:
+        headers.remove(header)
+    asked = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in concerned]
+    add_headers(asked, reply)
+    return headers + _encode(asked)
 
 
 def _encode(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
@@ -417,13 +422,11 @@ def _encode(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
 
 async def _finish(session: Session) -> None:
     """Save what changed since the headers left, also for a visitor who has gone."""
-    status = session._status
-    if session._state is not None and status is not None and status < 500:
-        if session.manager.blocking:
-            with anyio.CancelScope(shield=True):
-                await session._save()
-        else:
-            session.manager.finish(session)
+    if not session._manager.blocking:
+        session._manager.finish(session)
+    elif session._status is not None and session._status < 500:
+        with anyio.CancelScope(shield=True):
+            await session._save()
 
 
 async def _answer_unavailable(scope: Scope, send: Send) -> None:
