@@ -52,7 +52,7 @@ FRAMEWORKS = {
     "adapters.werkzeug": {"werkzeug"},
     "adapters.flask": {"flask", "markupsafe", "werkzeug"},
     "adapters.django": {"django"},
-    "adapters.asgi": {"starlette", "anyio"},
+    "adapters.asgi": {"anyio"},
     "adapters.pyramid": {"pyramid", "zope"},
     "demo.app": {"werkzeug"},
 }

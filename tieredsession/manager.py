@@ -27,7 +27,7 @@ from tieredsession.errors import (
 )
 from tieredsession.merge import MergeRule, merge, queues
 from tieredsession.observers import fan_out
-from tieredsession.session import DEVICE, FLASH, LIFETIME, PERSISTENT, Session, State
+from tieredsession.session import DEVICE, FLASH, LIFETIME, PERSISTENT, Fork, Session, State
 
 CLOCK_SKEW = 300
 """Seconds by which the clocks of two servers of a site may differ."""
@@ -102,6 +102,7 @@ class SessionManager:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.store = store
+        self.blocking = getattr(store, "blocking", True)
         self.codec = codec
         self.cookie = cookie
         self.lifetimes = lifetimes or Lifetimes()
@@ -117,10 +118,11 @@ class SessionManager:
         """The session of a request, unread. *cookie_header* is the raw ``Cookie`` header."""
         return Session(self, cookie_header)
 
-    def close(self, session: Session, status: int = 200) -> Reply | None:
+    def close(self, session: Session, status: int = 200, *, saved: bool = False) -> Reply | None:
         """Save what changed and answer what the response owes; ``None`` if untouched.
 
-        Call it before the headers leave. A response of 5xx saves nothing.
+        Call it before the headers leave. A response of 5xx saves nothing. What was *saved*
+        already, because here is not the place to wait for a store, is not looked at again.
 
         Raises:
             StoreError: it could not be saved; the response must not claim that it was.
@@ -128,7 +130,8 @@ class SessionManager:
         """
         state = session._state
         if state is not None and status < 500:
-            self.save(state)
+            if not saved:
+                self.save(state)
             if state.set_cookie is None and state.stale:
                 state.set_cookie = self.cookie.expire()
         session._status = status
@@ -143,6 +146,31 @@ class SessionManager:
         state, status = session._state, session._status
         if state is not None and status is not None and status < 500:
             self.save_late(state)
+
+    # -- the request on an event loop, which nothing may keep waiting ---------------------
+
+    def load_blocks(self, cookie_header: str | None) -> bool:
+        """Whether :meth:`load` would ask a store that can keep it waiting. No call is made."""
+        return self.blocking and any(
+            self.store.label(token) is not None for token in find(cookie_header, self.cookie.name)
+        )
+
+    def save_blocks(self, state: State) -> bool:
+        """Whether :meth:`save` has anything for a store that can keep it waiting."""
+        if not self.blocking or self.is_modified(state):
+            return self.blocking
+        record, now = state.record, self.clock()
+        return record is not None and self._due(
+            state, record, self._expiry(state, record.created, now), now
+        )
+
+    def fork(self, state: State) -> Fork:
+        """A copy of *state* to save in another thread.
+
+        Raises:
+            UnstorableError: there is a value that cannot be kept.
+        """
+        return Fork(state, self.codec.decode(self.codec.encode(state.data)), self._rules)
 
     # -- the sessions of a principal --------------------------------------------------
 
