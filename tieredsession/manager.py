@@ -368,7 +368,7 @@ class SessionManager:
         self.codec.encode(state.data)
         self.store.delete(token, now, record.version)
         state.token = state.record = None
-        expires = None if state.restarted else record.expires
+        expires = None if state.restarted or state.until is not None else record.expires
         self._create(state, now, events.SessionRenewed, expires)
 
     def _update(self, state: State, token: str, record: Record, now: float) -> None:
@@ -466,7 +466,10 @@ class SessionManager:
 
     def _expiry(self, state: State, created: float, now: float) -> float:
         """When a session that is used *now* ends, in whole seconds."""
-        expires = float(int(now) + self._idle(state.data))
+        if state.until is None:
+            expires = float(int(now) + self._idle(state.data))
+        else:
+            expires = state.until(now)
         absolute = self.lifetimes.absolute
         return expires if absolute is None else min(expires, created + absolute)
 
@@ -476,6 +479,8 @@ class SessionManager:
             return True
         if expires == record.expires:
             return False
+        if state.until is not None:
+            return True
         idle = self._idle(state.data)
         step = idle * self.lifetimes.refresh
         if expires > record.expires:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from copy import copy, deepcopy
 from datetime import timedelta
 from typing import Any, NoReturn, Protocol
@@ -40,6 +40,7 @@ class State:
         "data",
         "ended",
         "force",
+        "keep_empty",
         "principal",
         "record",
         "renewed",
@@ -47,6 +48,7 @@ class State:
         "set_cookie",
         "stale",
         "token",
+        "until",
     )
 
     def __init__(
@@ -72,13 +74,17 @@ class State:
         """The lifetime counts from now."""
         self.force = False
         """Save even if the bytes are the same."""
+        self.keep_empty = False
+        """A session without data is worth one, too."""
+        self.until: Callable[[float], float] | None = None
+        """A front end's own rule: when a session that is saved at that time ends, to the second."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing worth a session: no data, and nobody's name."""
-        return not self.data and self.principal is None
+        return not self.data and self.principal is None and not self.keep_empty
 
 
 class Fork:
