@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ SETUPS: dict[str, Setup] = {
         },
         Costs(Calls(1, 0), Calls(2, 1), Calls(2, 1), Calls(1, 1), Calls(2, 1)),
     ),
+    "dead cache": Setup(
+        {
+            "SESSION_STORE": SQLITE,
+            "SESSION_STORE_URL": "sqlite:///{folder}/sessions.sqlite3?synchronous=normal",
+            "SESSION_CACHE_URL": "memory:///{folder}",
+        },
+        Costs(hit=ONE, miss=ONE, write=ONE, new=ONE, delete=ONE),
+        dead_cache=True,
+    ),
 }
 
 front_ends = pytest.mark.parametrize("front_end_name", FRONT_ENDS)
@@ -70,18 +80,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def setup(store: str, folder: Path) -> Setup:
     """The setup of a case."""
-    settings, costs = SETUPS[store].settings, SETUPS[store].costs
-    return Setup({name: value.format(folder=folder) for name, value in settings.items()}, costs)
+    settings = SETUPS[store].settings
+    settings = {name: value.format(folder=folder) for name, value in settings.items()}
+    return replace(SETUPS[store], settings=settings)
 
 
 @front_ends
-@pytest.mark.parametrize("store", ["cookie", "sqlite", "tiered"])
+@pytest.mark.parametrize("store", ["cookie", "sqlite", "tiered", "dead cache"])
 class TestEveryStore(EveryStore):
     pass
 
 
 @front_ends
-@pytest.mark.parametrize("store", ["sqlite", "tiered"])
+@pytest.mark.parametrize("store", ["sqlite", "tiered", "dead cache"])
 class TestServerStores(ServerStores):
     pass
 
