@@ -36,6 +36,7 @@ from tieredsession import (
     HeadersSentError,
     MissingDependencyError,
     SessionTooLarge,
+    Settings,
     StoreUnavailable,
 )
 from tieredsession.adapters.pyramid import (
@@ -637,13 +638,17 @@ def test_a_stream_that_asks_first(pages: Pages) -> None:
     seen: list[Any] = []
 
     def reading(request: Any) -> Any:
-        return Response(app_iter=_stream(lambda: seen.append(request.session["a"])))
+        steps = (
+            lambda: seen.append(request.session["a"]),
+            lambda: seen.append(request.session.headers_sent),
+        )
+        return Response(app_iter=_stream(*steps))
 
     def changing(request: Any) -> Any:
         return Response(app_iter=_stream(lambda: request.session.update(a=2)))
 
     visitor.visit(reading)
-    assert seen == [1]
+    assert seen == [1, True]
     with pytest.raises(HeadersSentError, match=r"use request\.session in the view"):
         visitor.visit(changing)
     assert visitor.data() == {"a": 1}
@@ -829,6 +834,9 @@ def test_a_factory_by_hand_reads_what_it_is_given(monkeypatch: pytest.MonkeyPatc
     lifetimes = session_factory(settings, SESSION_ABSOLUTE_AGE=10**8).manager.lifetimes
     assert (lifetimes.idle, lifetimes.refresh) == (14 * 24 * 3600, 0.5)
     assert lifetimes.absolute == 10**8
+    ready = Settings(SECRET_KEY=SECRET)
+    assert session_factory(ready).manager.lifetimes.idle == 60
+    assert session_factory(ready, SESSION_COOKIE_AGE=90).manager.lifetimes.idle == 90
 
 
 def test_a_factory_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,12 +29,14 @@ What differs from Pyramid's own ``SignedCookieSessionFactory``:
 - A session is not a ``dict`` but a ``MutableMapping``, and its keys are text: JSON would have
   made text of other keys anyway. Values may be more than JSON knows.
 - A change inside a value is found without ``changed()``. ``changed()`` saves in any case.
-- ``invalidate()`` does not only empty the session: its cookie opens nothing from then on.
+- ``invalidate()`` does not only empty the session: its cookie is deleted, and with a store on
+  the server a copy of that opens nothing.
 - A response of 5xx saves nothing, the one of an exception view included. There is no
   ``set_on_exception``: the others always save.
 - If a store does not answer, ``SessionUnavailable`` is raised, which Pyramid's default exception
   view answers with 503; an exception view for ``StoreUnavailable`` goes before it. It is also
   what a visitor gets if the session cannot be saved, instead of the response that was ready.
+  Raised in a response callback of somebody else's, it goes to the server as any error there.
 - The session is saved in a response callback that lets the others go first. What changes it
   after that, as a subscriber of ``NewResponse`` may, gets a ``HeadersSentError``, unless the
   body is streamed and the store needs no cookie: then it is saved at the body's end. A stream
@@ -189,7 +191,6 @@ class PyramidSession(Session):
             # What a callback raises goes past the exception views, to the server.
             _replace(response, _unavailable(request, error), request.environ)
             self._status = 503
-            self._over = True
             return
         if reply is not None:
             add_headers(response.headerlist, reply)
@@ -203,10 +204,9 @@ class PyramidSession(Session):
 
     def _finished(self, request: Any) -> None:
         """The finished callback: no change is lost in silence."""
-        if self._status is None:  # an error is on its way, or the others had run before we came
-            self._over = True
-            if self.modified and sys.exc_info()[0] is None:
-                raise HeadersSentError(_TOO_LATE)
+        # Either an error is on its way, or the response callbacks had run before we came.
+        if self._status is None and self.modified and sys.exc_info()[0] is None:
+            raise HeadersSentError(_TOO_LATE)
 
 
 @implementer(ISessionFactory)
