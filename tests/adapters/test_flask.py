@@ -366,11 +366,26 @@ def test_a_refresh_by_changes_alone(kind: str) -> None:
 
 
 def test_a_failed_page_refreshes_nothing(kind: str) -> None:
-    """With changes alone to refresh it, a session is not saved by a response of 5xx either."""
+    """With changes alone to refresh it, a session is not looked at by a response of 5xx either."""
     site = Site(kind, SESSION_REFRESH_EACH_REQUEST=False)
+    browser = site.browser(list=[])
+
+    def view() -> Any:
+        flask.session["list"].append(object())
+        return "broken", 500
+
+    assert browser.visit(view).text == "broken"
+    assert browser.data() == {"list": []}
+
+
+def test_an_absolute_lifetime_begins_with_a_login(kind: str) -> None:
+    """Both lifetimes begin anew when Flask-Login says whose session it is."""
+    site = Site(kind, PERMANENT_SESSION_LIFETIME=100, SESSION_ABSOLUTE_AGE=100)
     browser = site.browser(a=1)
-    browser.visit(lambda: (flask.session.update(b=2), ("broken", 500))[1])
-    assert browser.data() == {"a": 1}
+    site.clock.advance(60)
+    browser.visit(put(_user_id="ada"))
+    site.clock.advance(60)
+    assert browser.data() == {"a": 1, "_user_id": "ada"}
 
 
 # -- the request ----------------------------------------------------------------------
@@ -480,18 +495,6 @@ def test_a_request_in_a_request(browser: Browser) -> None:
         assert dict(flask.session) == {"a": 1, "b": 2}
 
     browser.visit(view)
-    assert browser.data() == {"a": 1, "b": 2}
-
-
-def test_a_context_that_is_processed_by_hand(browser: Browser) -> None:
-    """``process_response`` in a context for a test saves its session."""
-    app = browser.site.app
-    headers = {"Cookie": f"{COOKIE}={browser.cookie}"}
-    with app.test_request_context("/", headers=headers):
-        flask.session["b"] = 2
-        response = app.process_response(app.response_class())
-    (cookie,) = response.headers.getlist("Set-Cookie") or [f"{COOKIE}={browser.cookie}"]
-    browser.cookie = cookie.partition(";")[0].partition("=")[2]
     assert browser.data() == {"a": 1, "b": 2}
 
 
@@ -830,6 +833,16 @@ def test_a_secret_that_comes_late() -> None:
     client = app.test_client()
     assert [client.get("/").text for _ in range(2)] == ["1", "2"]
     assert isinstance(app.extensions["tieredsession"], SessionManager)
+
+
+def test_a_secret_that_is_taken_away() -> None:
+    """A secret that is gone before the first request seals nothing."""
+    app = plain_app()
+    TieredSession(app)
+    app.secret_key = None
+    with pytest.raises(RuntimeError, match="no secret"):
+        app.test_client().get("/")
+    assert "tieredsession" not in app.extensions
 
 
 # -- the configuration ----------------------------------------------------------------

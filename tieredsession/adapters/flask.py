@@ -37,8 +37,8 @@ included. What differs, and why:
   a cookie raises ``HeadersSentError``; Flask loses it. On a server, others are saved when the
   body is closed.
 - **A store that does not answer** is, in a view, a ``StoreUnavailable`` that to Flask is a 503:
-  handlers of either see it. When the response is saved it is too late for them, and the
-  response becomes a plain 503.
+  handlers of either see it. When the response is made it is too late for them, and it becomes
+  a plain 503. What the manager's own methods raise is a ``StoreUnavailable`` and no more.
 - **Flask-Login's login gives the session a new id**, without which whoever had planted the old
   one would be logged in as well. A login of one's own calls ``session.bind`` or ``renew``.
 """
@@ -231,7 +231,7 @@ class TieredSessionInterface(SessionInterface):
             if session.accessed:
                 response.vary.add("Cookie")
         else:
-            if self._on_change_alone and status < 500 and state.token and session.modified:
+            if self._on_change_alone and status < 500 and session.modified:
                 state.restarted = True
             try:
                 reply = manager.close(session, status)
@@ -328,7 +328,6 @@ def _become(response: flask.Response, error: _Unavailable) -> None:
     if close is not None:
         close()
     answer = error.get_response()
-    response.direct_passthrough = False
     response.status = answer.status
     response.headers[:] = list(answer.headers)
     response.set_data(answer.get_data())
