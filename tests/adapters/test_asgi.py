@@ -1382,6 +1382,14 @@ def test_keywords_that_stop_the_start(keywords: dict[str, Any], message: str) ->
         SessionMiddleware(App(), **{"secret_key": SECRET, **keywords})
 
 
+def test_an_application_by_name() -> None:
+    """The application may be given by name, as Starlette 0.40 does it."""
+    make: Any = SessionMiddleware
+    assert make(app=App(), secret_key=SECRET).manager.cookie.name == "__Host-id"
+    with pytest.raises(TypeError, match="app"):
+        make(secret_key=SECRET)
+
+
 @pytest.mark.parametrize(
     ("client", "warned"),
     [(("203.0.113.9", 1), 1), (("127.0.0.1", 1), 0), (("::1", 1), 0), (None, 0), (("", 0), 0)],
