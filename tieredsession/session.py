@@ -107,7 +107,10 @@ class Fork:
     def join(self) -> None:
         """Let the state know what became of the copy. What it changed meanwhile is unsaved."""
         state, before, after = self._state, self._before, self.copy
-        if after.data != before.data:
+        renamed = before.principal is not None and state.principal != before.principal
+        # Nothing of a session that was left comes into the one that follows it.
+        left = renamed or (state.ended and not before.ended)
+        if after.data != before.data and not left:
             merged, _ = merge(before.data, state.data, after.data, self._rules)
             state.data.clear()
             state.data.update(merged)

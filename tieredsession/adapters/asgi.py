@@ -58,9 +58,10 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
+from functools import wraps
 from threading import Lock, get_ident
 from types import EllipsisType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 try:
     import anyio
@@ -88,6 +89,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+F = TypeVar("F", bound=Callable[..., None])
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
@@ -259,6 +261,21 @@ def all_but(*routes: str) -> Callable[[Scope], bool]:
     return autoload
 
 
+def _app_by_name(init: F) -> F:
+    """Let *init* take its ``app`` by name as well, as Starlette 0.40 passes it.
+
+    To type checkers it has no name: they could not tell it from one of the settings.
+    """
+
+    @wraps(init)
+    def take(self: object, *args: Any, **keywords: Any) -> None:
+        if "app" in keywords:
+            args = (keywords.pop("app"), *args)
+        init(self, *args, **keywords)
+
+    return cast("F", take)
+
+
 class SessionMiddleware:
     """Gives an ASGI *app* a session in ``scope["session"]``, where Starlette looks for it.
 
@@ -289,9 +306,11 @@ class SessionMiddleware:
         ConfigurationError: a setting is wrong.
     """
 
+    @_app_by_name
     def __init__(
         self,
         app: ASGIApp,
+        /,
         settings: object = None,
         *,
         store: SessionStore | None = None,
