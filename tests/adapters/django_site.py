@@ -48,13 +48,6 @@ def _answer(request: HttpRequest) -> HttpResponse:
     return HttpResponse("page", status=visit.status)
 
 
-async def _answer_async(request: HttpRequest) -> HttpResponse:
-    visit: Visit = request.scope["test.visit"]
-    for view in visit.views:
-        visit.result = await view(request)
-    return HttpResponse("page", status=visit.status)
-
-
 SQLITE = "tieredsession.stores.SQLiteSessionStore"
 STORES: dict[str, dict[str, Any]] = {
     "cookie": {},
@@ -79,10 +72,7 @@ BASE: dict[str, Any] = {
     "SECRET_KEY": SECRET,
     "SESSION_ENGINE": ENGINE,
     "ALLOWED_HOSTS": ["*"],
-    "ROOT_URLCONF": (
-        path("", _answer),
-        path("async", _answer_async),
-    ),
+    "ROOT_URLCONF": (path("", _answer),),
     "INSTALLED_APPS": ["django.contrib.sessions"],
     "MIDDLEWARE": ["django.contrib.sessions.middleware.SessionMiddleware"],
     "USE_TZ": True,

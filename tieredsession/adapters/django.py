@@ -324,6 +324,7 @@ class SessionStore(SessionBase):  # type: ignore[misc]
         manager = get_manager()
         if state.token is not None:
             ending = State({}, state.token, state.record)
+            ending.principal = None
             ending.ended = True
             manager.save(ending)
         if own:
