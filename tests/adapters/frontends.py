@@ -535,7 +535,7 @@ class Starlette(FrontEnd):
             routes=[starlette.routing.Route("/", self.view)],
             middleware=[
                 starlette.middleware.Middleware(
-                    AsyncSessionMiddleware,  # type: ignore[arg-type]
+                    AsyncSessionMiddleware,
                     settings=settings,
                     store=store,
                     observers=observers,
