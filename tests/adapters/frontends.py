@@ -123,13 +123,15 @@ class Visit:
     """What the application does with one request.
 
     *view* runs before the response starts, *middle* between the two chunks of a streamed
-    body. *result* is what the view returned.
+    body. *result* is what the view returned. *watch* is shown the headers when they reach the
+    server, before anything of the body does.
     """
 
     view: View
     middle: View | None = None
     status: int = 200
     headers: list[tuple[str, str]] = field(default_factory=list)
+    watch: Callable[[Answer], Any] | None = None
     result: Any = None
 
     def begin(self, page: Page) -> None:
@@ -180,6 +182,12 @@ class Answer:
             found.append(SetCookie(name, value, {key.lower(): text for key, _, text in attributes}))
         return found
 
+    def start(self, visit: Visit, status: int, headers: list[tuple[str, str]]) -> None:
+        """Take the headers of the response."""
+        self.status, self.headers = status, headers
+        if visit.watch is not None:
+            visit.watch(self)
+
     def fail(self, error: BaseException) -> None:
         """Do with an exception as servers do."""
         self.error = error
@@ -195,6 +203,7 @@ Difference = Literal[
     "another age",
     "assigning sets a cookie",
     "emptied lives on",
+    "forms outlive renewal",
     "loads ahead",
     "lost is 400",
     "only changes extend",
@@ -207,10 +216,12 @@ Difference = Literal[
 DIFFERENCES: dict[str, dict[Difference, str]] = {
     "Flask": {
         "another age": "Flask's PERMANENT_SESSION_LIFETIME is the age, and is 31 days by default",
+        "forms outlive renewal": "Flask-WTF's token is data of the session like any other",
     },
     "Django": {
         "assigning sets a cookie": "Django's middleware sets it whenever a key was assigned",
         "emptied lives on": "Django documents that clear() leaves a session, and flush() none",
+        "forms outlive renewal": "Django makes another token at a login, and at no other time",
         "lost is 400": "Django's middleware refuses a request whose session ended under it",
         "only changes extend": "Django documents that expiry counts from the last modification",
         "own cookie parser": (
@@ -613,11 +624,11 @@ def serve_asgi(app: Any, scope: dict[str, Any]) -> Answer:
     async def send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             assert not answer.status, "the headers came twice"
-            answer.status = message["status"]
-            answer.headers = [
+            headers = [
                 (name.decode("latin-1"), value.decode("latin-1"))
                 for name, value in message["headers"]
             ]
+            answer.start(scope[VISIT], message["status"], headers)
         else:
             assert answer.status, "a body came before its headers"
             answer.body += message.get("body", b"")
@@ -644,7 +655,7 @@ def serve_wsgi(app: WSGIApplication, environ: WSGIEnvironment) -> Answer:
     ) -> Callable[[bytes], None]:
         if exc_info is not None and answer.body:
             raise exc_info[1]
-        answer.status, answer.headers = int(status[:3]), headers
+        answer.start(environ[VISIT], int(status[:3]), headers)
         return write
 
     def write(chunk: bytes) -> None:

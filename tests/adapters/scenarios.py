@@ -201,10 +201,11 @@ class Browser:
         status: int = 200,
         headers: Iterable[tuple[str, str]] = (),
         middle: View | None = None,
+        watch: Callable[[Answer], Any] | None = None,
     ) -> Seen:
-        """Make a request that *view* answers, with *middle* to go on while the body is sent."""
+        """Make a request; *view*, *middle* and *watch* are those of a :class:`Visit`."""
         header = "; ".join(f"{name}={value}" for name, value in self.jar.items())
-        return self.send(header, Visit(view, middle, status, list(headers)))
+        return self.send(header, Visit(view, middle, status, list(headers), watch))
 
     def send(self, cookie_header: str, visit: Visit) -> Seen:
         """Make a request with this very ``Cookie`` header."""
@@ -808,6 +809,44 @@ class EveryStore(Scenarios):
         assert browser.visit(lambda page: page.check_csrf("")).result is False
         assert thief.visit(lambda page: page.check_csrf(token)).result is False
 
+    def test_csrf_after_renewal(self, site: Site) -> None:
+        """A form from before a change of rights is refused after it (security 86)."""
+        browser = site.browser(a=1)
+        token = browser.visit(lambda page: page.csrf_token()).result
+        browser.visit(renew)
+        believed = browser.visit(lambda page: page.check_csrf(token)).result
+        assert believed is site.differs("forms outlive renewal")
+
+    # -- the response
+
+    @pytest.mark.parametrize("data", [{}, {"a": 1}], ids=["new", "old"])
+    @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+    def test_a_change_is_saved_before_the_headers_leave(
+        self, site: Site, make_site: MakeSite, data: dict[str, Any], streamed: bool
+    ) -> None:
+        """When the headers reach the server, another process reads what changed (I11)."""
+        browser, other = site.browser(**data), make_site()
+        found: list[dict[str, Any]] = []
+
+        def watch(answer: Answer) -> None:
+            early = browser.copy(other)
+            for cookie in answer.set_cookies:
+                early.jar[cookie.name] = cookie.value
+            found.append(early.data())
+
+        browser.visit(put(b=2), watch=watch, middle=nothing if streamed else None)
+        assert found == [{**data, "b": 2}]
+
+    def test_one_cookie_for_all(self, site: Site) -> None:
+        """A request that does everything at once sets one cookie (security 26)."""
+        browser = site.browser(a=1)
+        seen = browser.visit(
+            steps(put(b=1), renew, destroy, put(c=1), lambda page: page.bind("ann"), put(d=1))
+        )
+        assert seen.cookie.value
+        assert browser.visit(lambda page: page.session.get("a")).result is None
+        assert browser.visit(lambda page: page.session["d"]).result == 1
+
     # -- errors
 
     @pytest.mark.parametrize("status", [500, 503])
@@ -845,17 +884,25 @@ class EveryStore(Scenarios):
         caplog.set_level(logging.DEBUG)
         browser = site.browser()
         tokens, shown = set(), []
+
+        def break_down(page: Page) -> None:
+            look(page)
+            site.to_store.down()
+            page.session["a"] = "a private value"
+
         for view, status in (
             (put(a=1), 200),
             (renew, 200),
             (put(a=2), 404),
             (put(a=3), 500),
             (steps(put(a=4), fail), 200),
+            (break_down, 200),
             (steps(lambda page: page.bind("ann"), put(b="a private value")), 200),
             (look, 200),
             (destroy, 200),
         ):
             seen = browser.visit(view, status=status)
+            site.to_store.up()
             tokens.add(browser.token)
             headers = [(k, v) for k, v in seen.answer.headers if k.lower() != "set-cookie"]
             shown.append(f"{headers} {seen.answer.body!r} {seen.answer.error}")
@@ -867,6 +914,7 @@ class EveryStore(Scenarios):
         assert len(tokens) >= 4
         text = "\n".join([*shown, caplog.text])
         assert "TokenRefused" in text
+        assert "StoreFailed" in text
         for secret in (tokens - {""}) | {SECRET, "a private value"}:
             assert secret not in text
 
