@@ -1052,9 +1052,12 @@ class ServerStores(Scenarios):
     def test_the_store_is_down_for_a_write(self, site: Site, view: View) -> None:
         """A change that cannot be saved is not claimed to be, and the old data is there (17)."""
         browser = site.browser(a=1)
-        seen = browser.visit(steps(look, lambda page: site.to_store.down(), view))
+        down = steps(look, lambda page: site.to_store.down(), view)
+        seen = browser.visit(down, headers=[("X-Saved", "yes")])
         assert seen.status == (500 if site.differs("unavailable is 500") else 503)
         assert seen.cookies == []
+        assert seen.answer.body != b"page"
+        assert seen.answer.values("X-Saved") == []
         site.to_store.up()
         assert browser.data() == {"a": 1}
 
