@@ -523,6 +523,24 @@ def test_a_later_callback_may_change_the_session(visitor: Visitor) -> None:
     assert visitor.data() == {"a": 1, "late": 200}
 
 
+def test_two_that_want_to_be_the_last(visitor: Visitor) -> None:
+    """A callback that lets all others go first does not wait for ours for ever, nor we for it."""
+    turns: list[int] = []
+
+    def rival(request: Any, response: Any) -> None:
+        turns.append(len(request.response_callbacks))
+        if request.response_callbacks and len(turns) < 10:
+            request.add_response_callback(rival)
+
+    def view(request: Any) -> None:
+        request.session["a"] = 1
+        request.add_response_callback(rival)
+
+    visitor.visit(view)
+    assert turns == [1, 0]
+    assert visitor.data() == {"a": 1}
+
+
 def test_a_callback_may_be_the_first_to_ask(visitor: Visitor) -> None:
     """A session that is first asked for in a response callback is saved."""
 

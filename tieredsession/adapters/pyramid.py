@@ -113,7 +113,7 @@ class PyramidSession(Session):
     def __init__(self, manager: SessionManager, cookie_header: str | None) -> None:
         super().__init__(manager, cookie_header)
         self._manager = manager
-        self._last = False  # the other response callbacks have run
+        self._last = False  # it has let the other response callbacks go first
         self._over = False  # nobody will save what changes from now on
 
     @property
@@ -182,7 +182,7 @@ class PyramidSession(Session):
     def _respond(self, request: Any, response: Any) -> None:
         """The response callback: save, and put into *response* what it owes."""
         if request.response_callbacks and not self._last:
-            self._last = True
+            self._last = True  # once: another callback may want the same
             request.add_response_callback(self._respond)
             return
         try:
@@ -289,7 +289,7 @@ def _translate(settings: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _answer_unavailable(error: StoreUnavailable, request: Any) -> Any:
     """The exception view of :class:`StoreUnavailable`."""
-    return error if isinstance(error, SessionUnavailable) else SessionUnavailable(str(error))
+    return SessionUnavailable(str(error))
 
 
 def _unavailable(request: Any, cause: StoreUnavailable) -> Any:
