@@ -703,6 +703,32 @@ def test_a_session_that_cannot_be_saved(site: Site, method: str, testing: bool) 
     assert browser.data() == before
 
 
+def test_an_outage_after_the_view(site: Site) -> None:
+    """If the view fails for its session, and what runs after it again, the answer is a 503."""
+
+    @site.app.after_request
+    def after(response: flask.Response) -> flask.Response:
+        flask.session.setdefault("seen", True)
+        return response
+
+    browser = site.browser(a=1)
+    before = browser.data()
+    site.app.testing = False
+    for view in put(b=2), lambda: "page":
+        site.chaos.down()
+        assert is_unavailable(browser.visit(view))
+        site.chaos.up()
+        assert browser.data() == before
+
+
+def test_a_session_transaction_that_fails(browser: Browser) -> None:
+    """A session transaction that could not save says so."""
+    browser.site.chaos.fail("update")
+    with pytest.raises(StoreUnavailable), browser.client.session_transaction() as session:
+        session["b"] = 2
+    assert browser.data() == {"a": 1}
+
+
 def test_a_body_that_will_not_be_sent(browser: Browser) -> None:
     """A streamed body is closed if a 503 goes out in its place."""
     closed = []
@@ -738,28 +764,67 @@ def test_what_was_saved_before_the_store_failed(browser: Browser) -> None:
     assert browser.data() == {"a": 1}
 
 
+def saving() -> None:
+    """A view that does not leave saving to the response."""
+    flask.session["b"] = 2
+    request_session().save()
+
+
+OUTAGES: dict[str, tuple[str, View]] = {
+    "read": ("load", put(b=2)),
+    "saved by the view": ("update", saving),
+    "saved with the response": ("update", put(b=2)),
+}
+
+
 @pytest.mark.parametrize(
     "kind_of_error", [StoreUnavailable, StoreError, 503, HTTPException, Exception], ids=str
 )
-@pytest.mark.parametrize("save", [False, True], ids=["load", "save"])
-def test_a_handler_of_the_application(kind: str, kind_of_error: Any, save: bool) -> None:
-    """A view's store error reaches the handler that the application has for it, or for a 503."""
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_a_handler_of_the_application(kind: str, kind_of_error: Any, outage: str) -> None:
+    """A store error reaches the handler that the application has for it, or for a 503."""
     site = Site(kind)
 
     @site.app.errorhandler(kind_of_error)
     def handle(error: Any) -> Any:
-        assert isinstance(error, StoreUnavailable)
-        assert str(error) == f"{'update' if save else 'load'} was made to fail"
-        return "handled", 503
+        cause = error if isinstance(error, StoreUnavailable) else error.__cause__
+        return f"handled: {cause}", 503
+
+    method, view = OUTAGES[outage]
+    browser = site.browser(a=1)
+    site.chaos.fail(method)
+    assert browser.visit(view).text == f"handled: {method} was made to fail"
+    assert browser.data() == {"a": 1}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["read", "saved with the response"])
+def test_a_handler_that_needs_the_store(site: Site, late: bool) -> None:
+    """If the application's handler meets the same outage, the visitor gets the 503."""
+
+    @site.app.errorhandler(StoreUnavailable)
+    def handle(error: StoreUnavailable) -> str:
+        site.manager.store.load("any", site.clock())
+        return "handled"
 
     def view() -> None:
-        flask.session["b"] = 2
-        request_session().save()
+        if late:
+            flask.session["b"] = 2
+        site.chaos.down()
+        flask.session.get("a")
 
     browser = site.browser(a=1)
-    site.chaos.fail("update" if save else "load")
-    assert browser.visit(view).text == "handled"
+    assert is_unavailable(browser.visit(view))
+    site.chaos.up()
     assert browser.data() == {"a": 1}
+
+
+def test_an_outage_of_the_manager(browser: Browser) -> None:
+    """What the manager raises in a view is a 503 as well."""
+
+    def view() -> None:
+        raise StoreUnavailable("end_all was made to fail")
+
+    assert is_unavailable(browser.visit(view))
 
 
 def test_a_view_that_lives_without_its_session(browser: Browser) -> None:

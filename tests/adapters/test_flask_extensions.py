@@ -14,6 +14,7 @@ from flask_wtf.csrf import CSRFProtect
 from wtforms import StringField  # type: ignore[import-untyped]
 
 from tieredsession.adapters.flask import TieredSession
+from tieredsession.testing import Chaos
 
 SECRET = "a long enough text, for tests alone: 0123456789"
 COOKIE = "__Host-id"
@@ -155,6 +156,20 @@ def test_session_protection(kind: str, protection: str | None) -> None:
     client.post("/login")
     expected = "ada 1" if protection is None else "None 1"
     assert client.get("/", headers={"User-Agent": "another"}).text == expected
+
+
+@pytest.mark.any_store
+def test_a_login_that_cannot_be_looked_up(app: flask.Flask, client: FlaskClient) -> None:
+    """With a store that does not answer, each page is a 503, and nobody is logged out."""
+    client.post("/login")
+    manager = app.extensions["tieredsession"]
+    store, chaos = manager.store, Chaos()
+    manager.store = chaos.wrap(store)
+    chaos.down()
+    app.testing = False
+    assert [client.get(path).status_code for path in ("/", "/members", "/form")] == [503] * 3
+    chaos.up()
+    assert client.get("/members").text == "members"
 
 
 def test_its_test_client(app: flask.Flask) -> None:

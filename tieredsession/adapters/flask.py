@@ -30,15 +30,15 @@ included. What differs, and why:
 - **Changes inside nested values are found**, so ``session.modified = False`` does not hide one:
   ``session.revert()`` forgets it. ``session.new`` tells the truth.
 - **A value that cannot be kept is refused where it is assigned**, not when the response is made,
-  and keys are strings. All that Flask keeps can be kept, ``Markup`` included.
+  and keys are strings. All that Flask gives back as it was can be kept, ``Markup`` included.
 - **A response of 5xx saves nothing**, for a view that failed half way is no state to keep.
 - **A cookie that browsers would not keep** is ``SessionTooLarge``, where Flask warns in the log.
 - **After the headers have left**, in a streamed body or a teardown function, a change that needs
   a cookie raises ``HeadersSentError``; Flask loses it. On a server, others are saved when the
   body is closed.
-- **A store that does not answer** is, in a view, a ``StoreUnavailable`` that to Flask is a 503:
-  handlers of either see it. When the response is made it is too late for them, and it becomes
-  a plain 503. What the manager's own methods raise is a ``StoreUnavailable`` and no more.
+- **A store that does not answer** raises ``StoreUnavailable``, and unless the application has a
+  handler for that, or for a 503, the visitor gets a plain 503. So it is when the response is
+  saved, with the view long done: nothing of that response goes out.
 - **Flask-Login's login gives the session a new id**, without which whoever had planted the old
   one would be logged in as well. A login of one's own calls ``session.bind`` or ``renew``.
 """
@@ -71,7 +71,7 @@ from tieredsession.frontend import PlainHTTPWatch
 from tieredsession.manager import SessionManager
 from tieredsession.merge import union
 from tieredsession.registry import open_manager
-from tieredsession.session import Session, State
+from tieredsession.session import Session
 from tieredsession.settings import Settings
 
 _STRICTER = ("SESSION_COOKIE_NAME", "SESSION_COOKIE_SECURE", "SESSION_COOKIE_SAMESITE")
@@ -126,6 +126,7 @@ class TieredSession:
     def init_app(self, app: flask.Flask) -> None:
         """Give *app* its sessions. One object may serve several applications."""
         app.session_interface = TieredSessionInterface(app, self._open, self._overrides)
+        app.handle_exception = _Outages(app)  # type: ignore[assignment, method-assign]
 
 
 class FlaskSession(Session, SessionMixin):  # type: ignore[override]  # "new" is not for writing
@@ -156,19 +157,6 @@ class FlaskSession(Session, SessionMixin):  # type: ignore[override]  # "new" is
         if key == _LOGIN and self.get(key) != value:
             self.renew(restart=True)
         super().__setitem__(key, value)
-
-    def save(self) -> None:
-        """As ``Session.save``; to Flask, a store that does not answer is a 503."""
-        try:
-            super().save()
-        except StoreUnavailable as error:
-            raise _Unavailable(error) from error
-
-    def _touch(self) -> State:
-        try:
-            return super()._touch()
-        except StoreUnavailable as error:
-            raise _Unavailable(error) from error
 
 
 session = cast("FlaskSession", flask.session)
@@ -222,7 +210,7 @@ class TieredSessionInterface(SessionInterface):
     def save_session(
         self, app: flask.Flask, session: SessionMixin, response: flask.Response
     ) -> None:
-        """Save what changed; the response gets its headers, or becomes a 503."""
+        """Save what changed, and give the response its headers."""
         assert isinstance(session, FlaskSession)  # noqa: S101 - who opens it here
         manager, state, status = session._io, session._state, response.status_code
         assert isinstance(manager, SessionManager)  # noqa: S101
@@ -235,9 +223,9 @@ class TieredSessionInterface(SessionInterface):
                 state.restarted = True
             try:
                 reply = manager.close(session, status)
-            except StoreUnavailable as error:
-                _become(response, _Unavailable(error))
-                reply = manager.close(session, response.status_code)
+            except BaseException:
+                response.close()  # for it will not be sent
+                raise
             assert reply is not None  # noqa: S101 - the session was touched
             headers = list(response.headers)
             add_headers(headers, reply)
@@ -309,25 +297,32 @@ class TieredSessionInterface(SessionInterface):
         return settings
 
 
-class _Unavailable(StoreUnavailable, ServiceUnavailable):
-    """A ``StoreUnavailable`` that Flask takes for the 503 that it is."""
+class _Outages:
+    """What Flask calls with an exception that nobody has handled, to make a 500 of it.
 
-    def __init__(self, error: StoreUnavailable) -> None:
-        ServiceUnavailable.__init__(self, retry_after=5)
-        self.args = error.args
+    The handlers of *app* are asked once more, for Flask asks none of them about what is raised
+    after the view.
+    """
 
-    __str__ = Exception.__str__
+    def __init__(self, app: flask.Flask) -> None:
+        self._app: Any = app
+        self._otherwise = app.handle_exception
 
+    def __call__(self, *args: Any) -> flask.Response:
+        *context, error = args  # the context is an argument from Flask 3.2 on
+        if not isinstance(error, StoreUnavailable):
+            return self._otherwise(*args)
+        try:
+            answer = self._app.handle_user_exception(*context, error)
+        except StoreUnavailable:
+            unavailable = _Unavailable(retry_after=5)
+            unavailable.__cause__ = error
+            answer = self._app.handle_http_exception(*context, unavailable)
+        finalize = self._app.finalize_request
+        response: flask.Response = finalize(*context, answer, from_error_handler=True)
+        return response
+
+
+class _Unavailable(ServiceUnavailable):
     def get_headers(self, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
         return [*super().get_headers(*args, **kwargs), ("Cache-Control", "no-store")]
-
-
-def _become(response: flask.Response, error: _Unavailable) -> None:
-    """Make *response* the answer to *error*: nothing that it said or did holds."""
-    close = getattr(response.response, "close", None)
-    if close is not None:
-        close()
-    answer = error.get_response()
-    response.status = answer.status
-    response.headers[:] = list(answer.headers)
-    response.set_data(answer.get_data())
