@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import inspect
@@ -735,6 +736,28 @@ def test_a_change_during_a_save(
 
 
 @pytest.mark.server_stores
+def test_a_change_while_the_response_is_saved(make_site: MakeSite, server: Server) -> None:
+    """What changes while a response is being saved is saved at its end, and in a thread too."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(a=1)
+    app = wrap(site, App(put(b=[2])), slow)
+    scope = make_scope(site.header(browser.cookie))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(app, scope, receive, Answer().send)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            scope["session"]["b"].append(3)
+            slow.go_on.set()
+
+    server.run(main)
+    assert stored(site, browser) == {"a": 1, "b": [2, 3]}
+    assert threading.get_ident() not in slow.threads
+
+
+@pytest.mark.server_stores
 def test_two_saves_at_once(make_site: MakeSite, server: Server) -> None:
     """Two tasks that save a new session at the same time create it once."""
     site = make_site()
@@ -884,6 +907,32 @@ def test_a_request_that_is_cancelled_during_its_save(make_site: MakeSite, server
             slow.go_on.set()
 
     server.run(main)
+    assert stored(site, browser) == {"a": 1, "b": 2}
+
+
+@pytest.mark.server_stores
+def test_a_task_that_is_killed_during_its_save(make_site: MakeSite) -> None:
+    """A save that has begun comes to its end although asyncio kills the task that waits for it."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(a=1)
+    answer = Answer()
+    app = wrap(site, App(put(b=2)), slow)
+
+    async def main() -> None:
+        scope = make_scope(site.header(browser.cookie))
+        task = asyncio.ensure_future(app(scope, receive, answer.send))
+        while not slow.waiting.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert answer.messages == []
+        slow.go_on.set()
+        while "update" not in site.calls:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
     assert stored(site, browser) == {"a": 1, "b": 2}
 
 

@@ -24,7 +24,8 @@ sync endpoint ``request.session.save()`` does.
 A websocket can set cookies while it is accepted and at no other time. ``await
 websocket.session.save()`` saves what changed afterwards. What was left unsaved is saved when the
 application closes the socket or returns, as at the end of a body. Where the cookie is the data,
-a change after the acceptance raises :class:`~tieredsession.HeadersSentError`.
+a change after the acceptance raises :class:`~tieredsession.HeadersSentError`. However long it
+lives, a websocket sees the session as it was when it was read; a save merges, as any does.
 
 It differs from Starlette's own sessions in this, each time for a reason:
 
