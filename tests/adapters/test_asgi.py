@@ -929,7 +929,7 @@ def test_a_task_that_is_killed_during_its_save(make_site: MakeSite) -> None:
             await task
         assert answer.messages == []
         slow.go_on.set()
-        while "update" not in site.calls:
+        while "SessionSaved" not in site.events.names:
             await asyncio.sleep(0)
 
     asyncio.run(main())

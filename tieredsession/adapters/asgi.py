@@ -132,7 +132,7 @@ class Session(_core.Session):
         if unread and self._manager.load_blocks(self._header):
             await to_thread.run_sync(self._load)
 
-    def save(self) -> Awaitable[None]:  # type: ignore[override] # which nobody awaits in a thread
+    def save(self) -> Awaitable[None]:  # type: ignore[override] # a thread may ignore it
         """Save now: ``await session.save()`` on the event loop, ``session.save()`` in a thread.
 
         Raises:
