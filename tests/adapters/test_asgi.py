@@ -1237,6 +1237,24 @@ def test_a_save_of_a_websocket_is_seen_at_once(make_site: MakeSite, server: Serv
     assert seen == [{"a": 1, "b": 2}]
 
 
+@pytest.mark.server_stores
+def test_a_websocket_is_saved_before_its_close(make_site: MakeSite, server: Server) -> None:
+    """When a visitor hears of the close of a websocket, what it changed can be read."""
+    site = make_site()
+    browser = site.browser(a=1)
+    seen = []
+
+    class Watching(Answer):
+        async def send(self, message: Message) -> None:
+            if message["type"] == "websocket.close":
+                seen.append(stored(site, browser))
+
+    app = wrap(site, Socket(after=put(b=2)))
+    scope = make_scope(site.header(browser.cookie), kind="websocket")
+    server.run(lambda: app(scope, receive, Watching().send))
+    assert seen == [{"a": 1, "b": 2}]
+
+
 @pytest.mark.cookie_stores
 @pytest.mark.parametrize("app", [Socket(after=put(b=2)), Socket(last=put(b=2))])
 def test_a_websocket_cannot_set_a_cookie_later(

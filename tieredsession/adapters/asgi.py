@@ -416,10 +416,10 @@ async def _start(session: Session, message: Message) -> Message:
     if manager.blocking and status < 500:
         await session._save()
     reply = manager.close(session, status, saved=manager.blocking)
-    if reply is None:  # a state was there before and is now
-        return message
-    # Another list: the application may send its own again, to somebody else.
-    return {**message, "headers": _with_reply(message.get("headers", ()), reply)}
+    if reply is not None:
+        # Another list: the application may send its own again, to somebody else.
+        message = {**message, "headers": _with_reply(message.get("headers", ()), reply)}
+    return message
 
 
 def _with_reply(raw: Iterable[Sequence[bytes]], reply: Reply) -> list[Sequence[bytes]]:
