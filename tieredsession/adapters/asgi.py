@@ -394,9 +394,8 @@ class SessionMiddleware:
         except Exception as error:
             # Starlette takes a save that failed for a response that had started, and says so
             # with an error of its own where the application would handle ours.
-            unavailable = isinstance(error, StoreUnavailable) or isinstance(
-                error.__cause__, StoreUnavailable
-            )
+            cause = error.__cause__ if type(error) is RuntimeError else error
+            unavailable = isinstance(cause, StoreUnavailable)
             if session.headers_sent or not unavailable:
                 raise
             await _answer_unavailable(scope, send)
