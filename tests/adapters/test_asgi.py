@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import inspect
 import logging
+import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -1472,6 +1473,16 @@ def test_plain_http_from_elsewhere(
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(lines) == warned
     assert all("SESSION_COOKIE_SECURE is False" in line for line in lines)
+
+
+def test_no_framework_is_needed() -> None:
+    """The adapter loads no framework, so that any ASGI application can do without."""
+    script = "import sys, tieredsession.adapters.asgi; print(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "anyio" in loaded
+    assert not loaded & {"starlette", "fastapi", "stores"}
 
 
 def test_anyio_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
