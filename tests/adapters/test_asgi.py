@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import inspect
 import logging
+import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -735,6 +737,28 @@ def test_a_change_during_a_save(
 
 
 @pytest.mark.server_stores
+def test_a_change_while_the_response_is_saved(make_site: MakeSite, server: Server) -> None:
+    """What changes while a response is being saved is saved at its end, and in a thread too."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(a=1)
+    app = wrap(site, App(put(b=[2])), slow)
+    scope = make_scope(site.header(browser.cookie))
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(app, scope, receive, Answer().send)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            scope["session"]["b"].append(3)
+            slow.go_on.set()
+
+    server.run(main)
+    assert stored(site, browser) == {"a": 1, "b": [2, 3]}
+    assert threading.get_ident() not in slow.threads
+
+
+@pytest.mark.server_stores
 def test_two_saves_at_once(make_site: MakeSite, server: Server) -> None:
     """Two tasks that save a new session at the same time create it once."""
     site = make_site()
@@ -884,6 +908,32 @@ def test_a_request_that_is_cancelled_during_its_save(make_site: MakeSite, server
             slow.go_on.set()
 
     server.run(main)
+    assert stored(site, browser) == {"a": 1, "b": 2}
+
+
+@pytest.mark.server_stores
+def test_a_task_that_is_killed_during_its_save(make_site: MakeSite) -> None:
+    """A save that has begun comes to its end although asyncio kills the task that waits for it."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(a=1)
+    answer = Answer()
+    app = wrap(site, App(put(b=2)), slow)
+
+    async def main() -> None:
+        scope = make_scope(site.header(browser.cookie))
+        task = asyncio.ensure_future(app(scope, receive, answer.send))
+        while not slow.waiting.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert answer.messages == []
+        slow.go_on.set()
+        while "SessionSaved" not in site.events.names:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
     assert stored(site, browser) == {"a": 1, "b": 2}
 
 
@@ -1188,6 +1238,24 @@ def test_a_save_of_a_websocket_is_seen_at_once(make_site: MakeSite, server: Serv
     assert seen == [{"a": 1, "b": 2}]
 
 
+@pytest.mark.server_stores
+def test_a_websocket_is_saved_before_its_close(make_site: MakeSite, server: Server) -> None:
+    """When a visitor hears of the close of a websocket, what it changed can be read."""
+    site = make_site()
+    browser = site.browser(a=1)
+    seen = []
+
+    class Watching(Answer):
+        async def send(self, message: Message) -> None:
+            if message["type"] == "websocket.close":
+                seen.append(stored(site, browser))
+
+    app = wrap(site, Socket(after=put(b=2)))
+    scope = make_scope(site.header(browser.cookie), kind="websocket")
+    server.run(lambda: app(scope, receive, Watching().send))
+    assert seen == [{"a": 1, "b": 2}]
+
+
 @pytest.mark.cookie_stores
 @pytest.mark.parametrize("app", [Socket(after=put(b=2)), Socket(last=put(b=2))])
 def test_a_websocket_cannot_set_a_cookie_later(
@@ -1405,6 +1473,16 @@ def test_plain_http_from_elsewhere(
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(lines) == warned
     assert all("SESSION_COOKIE_SECURE is False" in line for line in lines)
+
+
+def test_no_framework_is_needed() -> None:
+    """The adapter loads no framework, so that any ASGI application can do without."""
+    script = "import sys, tieredsession.adapters.asgi; print(*sys.modules)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "anyio" in loaded
+    assert not loaded & {"starlette", "fastapi", "stores"}
 
 
 def test_anyio_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,8 @@ sync endpoint ``request.session.save()`` does.
 A websocket can set cookies while it is accepted and at no other time. ``await
 websocket.session.save()`` saves what changed afterwards. What was left unsaved is saved when the
 application closes the socket or returns, as at the end of a body. Where the cookie is the data,
-a change after the acceptance raises :class:`~tieredsession.HeadersSentError`.
+a change after the acceptance raises :class:`~tieredsession.HeadersSentError`. However long it
+lives, a websocket sees the session as it was when it was read; a save merges, as any does.
 
 It differs from Starlette's own sessions in this, each time for a reason:
 
@@ -131,7 +132,7 @@ class Session(_core.Session):
         if unread and self._manager.load_blocks(self._header):
             await to_thread.run_sync(self._load)
 
-    def save(self) -> Awaitable[None]:  # type: ignore[override] # which nobody awaits in a thread
+    def save(self) -> Awaitable[None]:  # type: ignore[override] # a thread may ignore it
         """Save now: ``await session.save()`` on the event loop, ``session.save()`` in a thread.
 
         Raises:
@@ -393,9 +394,8 @@ class SessionMiddleware:
         except Exception as error:
             # Starlette takes a save that failed for a response that had started, and says so
             # with an error of its own where the application would handle ours.
-            unavailable = isinstance(error, StoreUnavailable) or isinstance(
-                error.__cause__, StoreUnavailable
-            )
+            cause = error.__cause__ if type(error) is RuntimeError else error
+            unavailable = isinstance(cause, StoreUnavailable)
             if session.headers_sent or not unavailable:
                 raise
             await _answer_unavailable(scope, send)
@@ -415,10 +415,10 @@ async def _start(session: Session, message: Message) -> Message:
     if manager.blocking and status < 500:
         await session._save()
     reply = manager.close(session, status, saved=manager.blocking)
-    if reply is None:  # a state was there before and is now
-        return message
-    # Another list: the application may send its own again, to somebody else.
-    return {**message, "headers": _with_reply(message.get("headers", ()), reply)}
+    if reply is not None:
+        # Another list: the application may send its own again, to somebody else.
+        message = {**message, "headers": _with_reply(message.get("headers", ()), reply)}
+    return message
 
 
 def _with_reply(raw: Iterable[Sequence[bytes]], reply: Reply) -> list[Sequence[bytes]]:
