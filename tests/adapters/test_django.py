@@ -6,12 +6,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from random import Random
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.core.management import CommandError, call_command
 from django.http import HttpRequest
+from django.test import override_settings
 from django.utils.safestring import mark_safe
 
 from tieredsession import SessionTooLarge, StoreUnavailable
@@ -27,6 +30,7 @@ from tieredsession.adapters.django import SessionStore, get_manager, use_manager
 from tieredsession.errors import UnstorableError
 from tieredsession.events import SessionMerged
 from tieredsession.merge import counter
+from tieredsession.options import StoreOptions
 from tieredsession.stores import MemorySessionStore
 
 MakeSite = Callable[..., Site]
@@ -184,6 +188,17 @@ def test_a_change_inside_a_value_is_saved(site: Site) -> None:
     browser = site.browser(cart={"items": [1]})
     browser.visit(lambda request: request.session["cart"]["items"].append(2))
     assert browser.data() == {"cart": {"items": [1, 2]}}
+
+
+def test_a_change_that_was_saved_by_hand(site: Site) -> None:
+    """A session that was saved in the middle of a request has been modified all the same."""
+    browser = site.browser(nested=[])
+    response = browser.visit(
+        lambda request: request.session["nested"].append(1),
+        lambda request: request.session.save(),
+    )
+    assert response.cookies[COOKIE]["max-age"] == AGE
+    assert browser.data() == {"nested": [1]}
 
 
 def test_looking_is_no_change(site: Site) -> None:
@@ -789,3 +804,26 @@ def test_another_manager(site: Site) -> None:
     assert made is get_manager()
     assert isinstance(made.store, MemorySessionStore)
     assert made.cookie.name == COOKIE
+
+
+class Meeting(MemorySessionStore):
+    """A store that is not made before another one is, or it is clear that none will be."""
+
+    met = Barrier(2)
+
+    @classmethod
+    def from_options(cls, options: StoreOptions) -> Meeting:
+        with suppress(BrokenBarrierError):
+            cls.met.wait(0.2)
+        return cls(options.ids, options.observer)
+
+
+@any_store
+def test_one_manager_for_all_threads(make_site: MakeSite) -> None:
+    """Threads that ask for the manager at once are given the same one."""
+    make_site()
+    with override_settings(SESSION_STORE=f"{__name__}.Meeting"), ThreadPoolExecutor(2) as pool:
+        use_manager(None)
+        one, other = pool.map(lambda _: get_manager(), range(2))
+    assert isinstance(one.store, Meeting)
+    assert one is other

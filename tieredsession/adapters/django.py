@@ -38,6 +38,7 @@ data; ``SESSION_SAVE_EVERY_REQUEST`` saves on every request. What differs, and w
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -49,7 +50,7 @@ from typing import Any
 try:
     from asgiref.sync import sync_to_async
     from django.apps import apps
-    from django.conf import settings
+    from django.conf import ENVIRONMENT_VARIABLE, settings
     from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
     from django.contrib.sessions.exceptions import SessionInterrupted
     from django.core import checks
@@ -183,8 +184,8 @@ def _secret(secret: Any) -> Any:
 
 def _is_development() -> bool:
     # A test runner sets DEBUG to False; what the developer wrote is in the module.
-    module = sys.modules.get(settings.SETTINGS_MODULE or "")
-    return bool(getattr(module, "DEBUG", settings.DEBUG))
+    module = sys.modules.get(os.environ.get(ENVIRONMENT_VARIABLE, ""))
+    return bool(settings.DEBUG or getattr(module, "DEBUG", False))
 
 
 def _is_strong(secret: Any) -> bool:
@@ -312,6 +313,7 @@ class SessionStore(SessionBase):  # type: ignore[misc]
         state = self._saved()
         if state is None:
             raise UpdateError
+        self._modified = self.modified  # what is found now is not found any more once it is saved
         return self._save(state)
 
     def delete(self, session_key: str | None = None) -> None:
