@@ -26,8 +26,7 @@ data; ``SESSION_SAVE_EVERY_REQUEST`` saves on every request. What differs, and w
 - With a store that keeps the data in the cookie, ``exists()`` tells an authentic cookie, a cookie
   too large for browsers is an error, and ``set_expiry`` is kept, in the server's eyes, too.
 - A tier that does not answer raises ``StoreUnavailable``, an answer of 500, and nothing is saved
-  over anything. A cookie that is forged has Django's line in the ``django.security`` log, as
-  have corrupt data.
+  over anything. A forged cookie has Django's line of corrupt data in the ``django.security`` log.
 - A session belongs to the user whom auth put into it, so ``SESSION_PRINCIPALS`` can list and end
   a user's sessions, ``HybridSessionStore`` moves to the server at login, and
   ``SESSION_ABSOLUTE_AGE`` counts from the login.
@@ -67,7 +66,7 @@ from tieredsession.errors import ConfigurationError, SessionError
 from tieredsession.events import CacheRefused, Event, TokenRefused
 from tieredsession.keyring import check_secret
 from tieredsession.manager import SessionManager
-from tieredsession.registry import open_manager
+from tieredsession.registry import open_manager, open_store
 from tieredsession.session import MAX_LIFETIME, State
 from tieredsession.settings import Settings
 
@@ -136,25 +135,25 @@ def make_manager(
 
     Args:
         store: goes before the one that the settings name.
-        observers: are told what happened, beside Django's security log.
+        observers: are told what happened.
         clock: seconds since the epoch, UTC.
 
     Raises:
         ImproperlyConfigured: a setting is wrong.
     """
+    observers = tuple(observers)
     try:
-        return open_manager(
-            _read_settings(), store=store, observers=[*observers, _log_suspicious], clock=clock
-        )
+        read = _read_settings()
+        if store is None:
+            # What is forged is found there; of an event for each save nobody wants to know.
+            store = open_store(read, [*observers, _log_forged])
+        return open_manager(read, store=store, observers=observers, clock=clock)
     except ConfigurationError as error:
         raise ImproperlyConfigured(str(error)) from error
 
 
-def _log_suspicious(event: Event) -> None:
-    if isinstance(event, (TokenRefused, CacheRefused)) and event.reason in (
-        "forged",
-        "undecodable",
-    ):
+def _log_forged(event: Event) -> None:
+    if isinstance(event, (TokenRefused, CacheRefused)) and event.reason == "forged":
         _security.warning("Session data corrupted")
 
 
