@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from functools import partial
@@ -17,7 +18,7 @@ from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
-from adapters.django_site import AGE, COOKIE, STORES, Browser, Site, running
+from adapters.django_site import AGE, COOKIE, SECRET, STORES, Browser, Site, running
 from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.core.management import CommandError, call_command
@@ -29,9 +30,12 @@ from tieredsession import SessionTooLarge, StoreUnavailable
 from tieredsession.adapters.django import SessionStore, get_manager, use_manager
 from tieredsession.errors import UnstorableError
 from tieredsession.events import SessionMerged
+from tieredsession.keyring import Keyring
 from tieredsession.merge import counter
 from tieredsession.options import StoreOptions
 from tieredsession.stores import MemorySessionStore
+
+CORRUPTED = ("django.security.SuspiciousSession", logging.WARNING, "Session data corrupted")
 
 MakeSite = Callable[..., Site]
 
@@ -714,8 +718,38 @@ def test_the_security_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.record_tuples == []
     cookie = site.browser(a=1).cookie
     Browser(cookie[:-2] + ("AA" if cookie[-2:] != "AA" else "BA")).data()
-    entry = ("django.security.SuspiciousSession", logging.WARNING, "Session data corrupted")
-    assert caplog.record_tuples == [entry]
+    assert caplog.record_tuples == [CORRUPTED]
+
+
+def flipped(sealed: bytes) -> bytes:
+    """*sealed* with its last bit changed."""
+    return sealed[:-1] + bytes((sealed[-1] ^ 1,))
+
+
+@pytest.mark.parametrize("where", ["sqlite"], indirect=True)
+def test_a_record_that_somebody_changed(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A record that was changed at rest is no session, and the security log has its line."""
+    browser = site.browser(a=1)
+    with closing(sqlite3.connect(site.database)) as connection, connection:
+        ((data,),) = connection.execute("SELECT data FROM sessions")
+        connection.execute("UPDATE sessions SET data = ?", (flipped(data),))
+    assert browser.data() == {}
+    assert caplog.record_tuples == [CORRUPTED]
+
+
+@pytest.mark.parametrize("where", ["tiered"], indirect=True)
+def test_a_cached_record_that_somebody_changed(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was changed in the cache is not believed, and the security log has its line."""
+    browser = site.browser(a=1)
+    cache, name = (
+        site.real_store.cache,
+        StoreOptions(Keyring(SECRET), COOKIE).ids.key(browser.cookie),
+    )
+    cache.set(name, flipped(cache.get(name).value), 600)
+    assert browser.data() == {"a": 1}
+    assert caplog.record_tuples == [CORRUPTED]
 
 
 # -- async ----------------------------------------------------------------------------

@@ -295,7 +295,6 @@ class SessionStore(SessionBase):  # type: ignore[misc]
     def create(self) -> None:
         """Begin another session, with what there is of data, under an id of its own."""
         self._save(State(self._get_session(no_load=True)))
-        self.modified = True
 
     def save(self, must_create: bool = False) -> None:
         """Save, with what others have saved in the meantime.
@@ -355,7 +354,6 @@ class SessionStore(SessionBase):  # type: ignore[misc]
                 "The request's session was deleted before the request completed. The user may "
                 "have logged in or out in a concurrent request, for example."
             ) from None
-        self.modified = True
 
     async def acycle_key(self) -> None:
         await sync_to_async(self.cycle_key)()
