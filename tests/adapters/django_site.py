@@ -13,7 +13,6 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import path
 
-from tieredsession import SessionStore as Store
 from tieredsession.adapters.django import make_manager, use_manager
 from tieredsession.events import Event
 from tieredsession.stores import MemorySessionStore
@@ -141,6 +140,21 @@ class Site:
         self.events.clear()
         return [name for name in names if not name.startswith("Cache")]
 
+    @property
+    def database(self) -> str:
+        """The SQLite file of the store."""
+        path: str = settings.SESSION_STORE_URL
+        return path.removeprefix("sqlite:///").partition("?")[0]
+
+    @property
+    def rows(self) -> int:
+        """How many sessions the store holds, the expired ones included."""
+        if isinstance(self.real_store, MemorySessionStore):
+            return len(self.real_store)
+        with closing(sqlite3.connect(self.database)) as connection:
+            (rows,) = connection.execute("SELECT count(*) FROM sessions").fetchone()
+        return int(rows)
+
     def browser(self, **data: Any) -> Browser:
         """A visitor; one that has been here before if there is *data* to its session."""
         browser = Browser()
@@ -150,25 +164,14 @@ class Site:
             self.chaos.calls.clear()
         return browser
 
-    @property
-    def rows(self) -> int:
-        """How many sessions the store holds, the expired ones included."""
-        store = getattr(self.real_store, "server", self.real_store)
-        store = getattr(store, "durable", store)
-        if isinstance(store, MemorySessionStore):
-            return len(store)
-        with closing(sqlite3.connect(store._path)) as connection:
-            (rows,) = connection.execute("SELECT count(*) FROM sessions").fetchone()
-        return int(rows)
-
 
 @contextmanager
-def running(store: Store | None = None, **changes: Any) -> Iterator[Site]:
-    """A site with these settings, over *store* or the one that they name."""
+def running(**changes: Any) -> Iterator[Site]:
+    """A site with these settings."""
     site = Site()
     with override_settings(**{**BASE, **changes}):
         # One manager opens the store, another counts its calls.
-        opened = make_manager(store=store, observers=[site.events.append], clock=site.clock)
+        opened = make_manager(observers=[site.events.append], clock=site.clock)
         site.real_store = opened.store
         counted = make_manager(
             store=site.chaos.wrap(opened.store),

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from random import Random
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
-from adapters.django_site import AGE, COOKIE, STORES, Browser, Site, running
+from adapters.django_site import AGE, COOKIE, SECRET, STORES, Browser, Site, running
 from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.core.management import CommandError, call_command
 from django.http import HttpRequest
+from django.test import override_settings
 from django.utils.safestring import mark_safe
 
 from tieredsession import SessionTooLarge, StoreUnavailable
 from tieredsession.adapters.django import SessionStore, get_manager, use_manager
 from tieredsession.errors import UnstorableError
 from tieredsession.events import SessionMerged
+from tieredsession.keyring import Keyring
 from tieredsession.merge import counter
+from tieredsession.options import StoreOptions
 from tieredsession.stores import MemorySessionStore
+
+CORRUPTED = ("django.security.SuspiciousSession", logging.WARNING, "Session data corrupted")
 
 MakeSite = Callable[..., Site]
 
@@ -184,6 +192,17 @@ def test_a_change_inside_a_value_is_saved(site: Site) -> None:
     browser = site.browser(cart={"items": [1]})
     browser.visit(lambda request: request.session["cart"]["items"].append(2))
     assert browser.data() == {"cart": {"items": [1, 2]}}
+
+
+def test_a_change_that_was_saved_by_hand(site: Site) -> None:
+    """A session that was saved in the middle of a request has been modified all the same."""
+    browser = site.browser(nested=[])
+    response = browser.visit(
+        lambda request: request.session["nested"].append(1),
+        lambda request: request.session.save(),
+    )
+    assert response.cookies[COOKIE]["max-age"] == AGE
+    assert browser.data() == {"nested": [1]}
 
 
 def test_looking_is_no_change(site: Site) -> None:
@@ -699,8 +718,38 @@ def test_the_security_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.record_tuples == []
     cookie = site.browser(a=1).cookie
     Browser(cookie[:-2] + ("AA" if cookie[-2:] != "AA" else "BA")).data()
-    entry = ("django.security.SuspiciousSession", logging.WARNING, "Session data corrupted")
-    assert caplog.record_tuples == [entry]
+    assert caplog.record_tuples == [CORRUPTED]
+
+
+def flipped(sealed: bytes) -> bytes:
+    """*sealed* with its last bit changed."""
+    return sealed[:-1] + bytes((sealed[-1] ^ 1,))
+
+
+@pytest.mark.parametrize("where", ["sqlite"], indirect=True)
+def test_a_record_that_somebody_changed(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A record that was changed at rest is no session, and the security log has its line."""
+    browser = site.browser(a=1)
+    with closing(sqlite3.connect(site.database)) as connection, connection:
+        ((data,),) = connection.execute("SELECT data FROM sessions")
+        connection.execute("UPDATE sessions SET data = ?", (flipped(data),))
+    assert browser.data() == {}
+    assert caplog.record_tuples == [CORRUPTED]
+
+
+@pytest.mark.parametrize("where", ["tiered"], indirect=True)
+def test_a_cached_record_that_somebody_changed(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was changed in the cache is not believed, and the security log has its line."""
+    browser = site.browser(a=1)
+    cache, name = (
+        site.real_store.cache,
+        StoreOptions(Keyring(SECRET), COOKIE).ids.key(browser.cookie),
+    )
+    cache.set(name, flipped(cache.get(name).value), 600)
+    assert browser.data() == {"a": 1}
+    assert caplog.record_tuples == [CORRUPTED]
 
 
 # -- async ----------------------------------------------------------------------------
@@ -789,3 +838,26 @@ def test_another_manager(site: Site) -> None:
     assert made is get_manager()
     assert isinstance(made.store, MemorySessionStore)
     assert made.cookie.name == COOKIE
+
+
+class Meeting(MemorySessionStore):
+    """A store that is not made before another one is, or it is clear that none will be."""
+
+    met = Barrier(2)
+
+    @classmethod
+    def from_options(cls, options: StoreOptions) -> Meeting:
+        with suppress(BrokenBarrierError):
+            cls.met.wait(0.2)
+        return cls(options.ids, options.observer)
+
+
+@any_store
+def test_one_manager_for_all_threads(make_site: MakeSite) -> None:
+    """Threads that ask for the manager at once are given the same one."""
+    make_site()
+    with override_settings(SESSION_STORE=f"{__name__}.Meeting"), ThreadPoolExecutor(2) as pool:
+        use_manager(None)
+        one, other = pool.map(lambda _: get_manager(), range(2))
+    assert isinstance(one.store, Meeting)
+    assert one is other

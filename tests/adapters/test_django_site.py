@@ -447,9 +447,11 @@ from django.test.utils import setup_test_environment
 django.setup()
 setup_test_environment(debug=False)
 from django.conf import settings
-from django.test import Client
+from django.test import Client, override_settings
 assert settings.DEBUG is False
-print("served", Client().session.session_key)
+Client().session
+with override_settings(SESSION_COOKIE_AGE=10):
+    print("served", Client().session.session_key)
 """
 
 

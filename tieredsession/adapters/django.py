@@ -26,8 +26,7 @@ data; ``SESSION_SAVE_EVERY_REQUEST`` saves on every request. What differs, and w
 - With a store that keeps the data in the cookie, ``exists()`` tells an authentic cookie, a cookie
   too large for browsers is an error, and ``set_expiry`` is kept, in the server's eyes, too.
 - A tier that does not answer raises ``StoreUnavailable``, an answer of 500, and nothing is saved
-  over anything. A cookie that is forged has Django's line in the ``django.security`` log, as
-  have corrupt data.
+  over anything. A forged cookie has Django's line of corrupt data in the ``django.security`` log.
 - A session belongs to the user whom auth put into it, so ``SESSION_PRINCIPALS`` can list and end
   a user's sessions, ``HybridSessionStore`` moves to the server at login, and
   ``SESSION_ABSOLUTE_AGE`` counts from the login.
@@ -38,6 +37,7 @@ data; ``SESSION_SAVE_EVERY_REQUEST`` saves on every request. What differs, and w
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -49,7 +49,7 @@ from typing import Any
 try:
     from asgiref.sync import sync_to_async
     from django.apps import apps
-    from django.conf import settings
+    from django.conf import ENVIRONMENT_VARIABLE, settings
     from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
     from django.contrib.sessions.exceptions import SessionInterrupted
     from django.core import checks
@@ -66,7 +66,7 @@ from tieredsession.errors import ConfigurationError, SessionError
 from tieredsession.events import CacheRefused, Event, TokenRefused
 from tieredsession.keyring import check_secret
 from tieredsession.manager import SessionManager
-from tieredsession.registry import open_manager
+from tieredsession.registry import open_manager, open_store
 from tieredsession.session import MAX_LIFETIME, State
 from tieredsession.settings import Settings
 
@@ -135,25 +135,25 @@ def make_manager(
 
     Args:
         store: goes before the one that the settings name.
-        observers: are told what happened, beside Django's security log.
+        observers: are told what happened.
         clock: seconds since the epoch, UTC.
 
     Raises:
         ImproperlyConfigured: a setting is wrong.
     """
+    observers = tuple(observers)
     try:
-        return open_manager(
-            _read_settings(), store=store, observers=[*observers, _log_suspicious], clock=clock
-        )
+        read = _read_settings()
+        if store is None:
+            # What is forged is found there; of an event for each save nobody wants to know.
+            store = open_store(read, [*observers, _log_forged])
+        return open_manager(read, store=store, observers=observers, clock=clock)
     except ConfigurationError as error:
         raise ImproperlyConfigured(str(error)) from error
 
 
-def _log_suspicious(event: Event) -> None:
-    if isinstance(event, (TokenRefused, CacheRefused)) and event.reason in (
-        "forged",
-        "undecodable",
-    ):
+def _log_forged(event: Event) -> None:
+    if isinstance(event, (TokenRefused, CacheRefused)) and event.reason == "forged":
         _security.warning("Session data corrupted")
 
 
@@ -183,8 +183,8 @@ def _secret(secret: Any) -> Any:
 
 def _is_development() -> bool:
     # A test runner sets DEBUG to False; what the developer wrote is in the module.
-    module = sys.modules.get(settings.SETTINGS_MODULE or "")
-    return bool(getattr(module, "DEBUG", settings.DEBUG))
+    module = sys.modules.get(os.environ.get(ENVIRONMENT_VARIABLE, ""))
+    return bool(settings.DEBUG or getattr(module, "DEBUG", False))
 
 
 def _is_strong(secret: Any) -> bool:
@@ -295,7 +295,6 @@ class SessionStore(SessionBase):  # type: ignore[misc]
     def create(self) -> None:
         """Begin another session, with what there is of data, under an id of its own."""
         self._save(State(self._get_session(no_load=True)))
-        self.modified = True
 
     def save(self, must_create: bool = False) -> None:
         """Save, with what others have saved in the meantime.
@@ -312,6 +311,7 @@ class SessionStore(SessionBase):  # type: ignore[misc]
         state = self._saved()
         if state is None:
             raise UpdateError
+        self._modified = self.modified  # what is found now is not found any more once it is saved
         return self._save(state)
 
     def delete(self, session_key: str | None = None) -> None:
@@ -354,7 +354,6 @@ class SessionStore(SessionBase):  # type: ignore[misc]
                 "The request's session was deleted before the request completed. The user may "
                 "have logged in or out in a concurrent request, for example."
             ) from None
-        self.modified = True
 
     async def acycle_key(self) -> None:
         await sync_to_async(self.cycle_key)()
