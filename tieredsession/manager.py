@@ -27,7 +27,7 @@ from tieredsession.errors import (
 )
 from tieredsession.merge import MergeRule, merge, queues
 from tieredsession.observers import fan_out
-from tieredsession.session import DEVICE, FLASH, LIFETIME, PERSISTENT, Session, State
+from tieredsession.session import DEVICE, FLASH, LIFETIME, PERSISTENT, Fork, Session, State
 
 CLOCK_SKEW = 300
 """Seconds by which the clocks of two servers of a site may differ."""
@@ -102,6 +102,7 @@ class SessionManager:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.store = store
+        self.blocking = getattr(store, "blocking", True)
         self.codec = codec
         self.cookie = cookie
         self.lifetimes = lifetimes or Lifetimes()
@@ -117,10 +118,11 @@ class SessionManager:
         """The session of a request, unread. *cookie_header* is the raw ``Cookie`` header."""
         return Session(self, cookie_header)
 
-    def close(self, session: Session, status: int = 200) -> Reply | None:
+    def close(self, session: Session, status: int = 200, *, saved: bool = False) -> Reply | None:
         """Save what changed and answer what the response owes; ``None`` if untouched.
 
-        Call it before the headers leave. A response of 5xx saves nothing.
+        Call it before the headers leave. A response of 5xx saves nothing. What was *saved*
+        already, because here is not the place to wait for a store, is not looked at again.
 
         Raises:
             StoreError: it could not be saved; the response must not claim that it was.
@@ -128,7 +130,8 @@ class SessionManager:
         """
         state = session._state
         if state is not None and status < 500:
-            self.save(state)
+            if not saved:
+                self.save(state)
             if state.set_cookie is None and state.stale:
                 state.set_cookie = self.cookie.expire()
         session._status = status
@@ -143,6 +146,31 @@ class SessionManager:
         state, status = session._state, session._status
         if state is not None and status is not None and status < 500:
             self.save_late(state)
+
+    # -- the request on an event loop, which nothing may keep waiting ---------------------
+
+    def load_blocks(self, cookie_header: str | None) -> bool:
+        """Whether :meth:`load` would ask a store that can keep it waiting. No call is made."""
+        return self.blocking and any(
+            self.store.label(token) is not None for token in find(cookie_header, self.cookie.name)
+        )
+
+    def save_blocks(self, state: State) -> bool:
+        """Whether :meth:`save` has anything for a store that can keep it waiting."""
+        if not self.blocking or self.is_modified(state):
+            return self.blocking
+        record, now = state.record, self.clock()
+        return record is not None and self._due(
+            state, record, self._expiry(state, record.created, now), now
+        )
+
+    def fork(self, state: State) -> Fork:
+        """A copy of *state* to save in another thread.
+
+        Raises:
+            UnstorableError: there is a value that cannot be kept.
+        """
+        return Fork(state, self.codec.decode(self.codec.encode(state.data)), self._rules)
 
     # -- the sessions of a principal --------------------------------------------------
 
@@ -340,7 +368,7 @@ class SessionManager:
         self.codec.encode(state.data)
         self.store.delete(token, now, record.version)
         state.token = state.record = None
-        expires = None if state.restarted else record.expires
+        expires = None if state.restarted or state.until is not None else record.expires
         self._create(state, now, events.SessionRenewed, expires)
 
     def _update(self, state: State, token: str, record: Record, now: float) -> None:
@@ -438,7 +466,10 @@ class SessionManager:
 
     def _expiry(self, state: State, created: float, now: float) -> float:
         """When a session that is used *now* ends, in whole seconds."""
-        expires = float(int(now) + self._idle(state.data))
+        if state.until is None:
+            expires = float(int(now) + self._idle(state.data))
+        else:
+            expires = state.until(now)
         absolute = self.lifetimes.absolute
         return expires if absolute is None else min(expires, created + absolute)
 
@@ -448,6 +479,8 @@ class SessionManager:
             return True
         if expires == record.expires:
             return False
+        if state.until is not None:
+            return True
         idle = self._idle(state.data)
         step = idle * self.lifetimes.refresh
         if expires > record.expires:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from tieredsession.codec import MsgpackCodec
+from tieredsession.codec import MsgpackCodec, OwnType
 from tieredsession.contracts import Cache, Observer, SessionStore
 from tieredsession.cookies import CookieWriter
 from tieredsession.errors import ConfigurationError, MissingDependencyError
@@ -116,8 +116,12 @@ def open_manager(
     store: SessionStore | None = None,
     observers: Iterable[Observer] = (),
     clock: Callable[[], float] = time.time,
+    own_types: Iterable[OwnType] = (),
 ) -> SessionManager:
-    """A manager as *settings* describe it, over *store* or the one that they name."""
+    """A manager as *settings* describe it, over *store* or the one that they name.
+
+    *own_types* are what sessions of a framework can hold besides.
+    """
     observers = tuple(observers)
     return SessionManager(
         store if store is not None else open_store(settings, observers),
@@ -125,6 +129,7 @@ def open_manager(
             pickle=settings.session_pickle,
             tables=settings.session_cookie_compress
             and settings.session_store in (COOKIE_STORE, HYBRID_STORE),
+            own_types=own_types,
         ),
         CookieWriter(
             settings.session_cookie_name,
