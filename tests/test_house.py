@@ -22,7 +22,8 @@ PACKAGE = ROOT / "tieredsession"
 ORDER = (
     {"errors"},
     {"contracts", "tokens", "url", "events", "tables"},
-    {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"},
+    {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"}
+    | {"foreign", "importing"},
     {"registry", "manager", "purge", "observers", "testing"},
     {"wsgi"},
     {"adapters"},
@@ -39,6 +40,7 @@ FOR_STORES = {
 HOMES = {
     "msgpack": "codec",
     "cryptography": "keyring",
+    "itsdangerous": "foreign",
     "opentelemetry": "observers",
     "pymemcache": "stores.memcached",
     "redis": "stores.redis",

@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "SESSION_PICKLE": False,
     "SESSION_PRINCIPALS": False,
     "SESSION_MERGE_RULES": {},
+    "SESSION_IMPORT_FROM": (),
 }
 
 

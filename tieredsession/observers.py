@@ -15,7 +15,9 @@ from tieredsession.events import (
     CacheRefused,
     CookieNearLimit,
     Event,
+    ImportRefused,
     SessionGone,
+    SessionImported,
     SessionMerged,
     StoreFailed,
     TokenRefused,
@@ -25,6 +27,8 @@ _log = logging.getLogger("tieredsession")
 
 _LEVELS: dict[type[Event], int] = {
     TokenRefused: logging.INFO,
+    ImportRefused: logging.INFO,
+    SessionImported: logging.INFO,
     SessionMerged: logging.INFO,
     SessionGone: logging.INFO,
     BreakerClosed: logging.INFO,
@@ -91,7 +95,7 @@ class OpenTelemetryObserver:
 
     def __call__(self, event: Event, /) -> None:
         attributes = {"event": type(event).__name__}
-        if isinstance(event, (CacheRefused, TokenRefused)):
+        if isinstance(event, (CacheRefused, ImportRefused, TokenRefused)):
             attributes["reason"] = event.reason
         self._counter.add(1, attributes)
 

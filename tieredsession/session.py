@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, MutableMapping
 from copy import deepcopy
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from tieredsession.contracts import Codec, Record
 from tieredsession.errors import HeadersSentError
@@ -28,6 +28,17 @@ MAX_FLASHES = 50
 """Messages of one queue; beyond it, the oldest are dropped."""
 
 
+class Imported(NamedTuple):
+    """What a session that another framework's cookie held began with here.
+
+    *payload* is all of it but *dropped*, encoded.
+    """
+
+    kind: str
+    payload: bytes
+    dropped: tuple[str, ...]
+
+
 class State:
     """What is known of a session once it has been touched. For the manager.
 
@@ -38,7 +49,10 @@ class State:
         "created",
         "data",
         "ended",
+        "expire_foreign",
         "force",
+        "foreign",
+        "imported",
         "principal",
         "record",
         "renewed",
@@ -73,6 +87,12 @@ class State:
         """Save even if the bytes are the same."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
+        self.imported: Imported | None = None
+        """Where the data came from, until it has been saved."""
+        self.foreign: tuple[str, ...] = ()
+        """What deletes the other frameworks' cookies that could be taken over."""
+        self.expire_foreign: tuple[str, ...] = ()
+        """Those of them that the response has to set, by now."""
 
     @property
     def is_empty(self) -> bool:
@@ -297,13 +317,17 @@ class Session(MutableMapping[str, Any]):
         if state is None:
             return
         record = state.record
+        origin = record or state.imported
         fresh = State(
-            {} if record is None else self._io.codec.decode(record.payload),
+            {} if origin is None else self._io.codec.decode(origin.payload),
             state.token,
             record,
             stale=state.stale,
         )
         fresh.set_cookie = state.set_cookie
+        fresh.imported = state.imported
+        fresh.foreign = state.foreign
+        fresh.expire_foreign = state.expire_foreign
         self._state = fresh
 
     def save(self) -> None:
