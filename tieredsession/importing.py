@@ -33,6 +33,7 @@ _OPTIONS = (
 )
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # what a cookie's name is made of (RFC 6265)
 _PATH = re.compile(r"/[ -+\--:<-~]{0,1000}")  # printable ASCII but for , and ;
+_TEXT = re.compile(r"[^\ud800-\udfff]*")
 _DOMAIN = re.compile(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -94,13 +95,15 @@ def _import_from(given: Mapping[str, Any]) -> ImportFrom:
     entry = ImportFrom(
         kind=kind,
         keys=_keys(given["key"]) if "key" in given else (),
-        cookie=_text("cookie", given.get("cookie", default.cookie), _TOKEN),
-        path=_text("path", given.get("path", "/"), _PATH),
-        domain=_text("domain", given["domain"], _DOMAIN) if given.get("domain") else None,
+        cookie=_text("cookie", given.get("cookie", default.cookie), _TOKEN, "a cookie's name"),
+        path=_text("path", given.get("path", "/"), _PATH, "a path such as /"),
+        domain=_text("domain", given["domain"], _DOMAIN, "a name such as example.org")
+        if given.get("domain")
+        else None,
         partitioned=_flag("partitioned", given.get("partitioned", False)),
         max_age=_seconds(given.get("max_age", default.max_age), default.max_age),
         until=_moment(given.get("until")),
-        salt=_text("salt", given.get("salt", default.salt)),
+        salt=_text("salt", given.get("salt", default.salt), _TEXT, "text"),
         digest=_one_of("digest", given.get("digest", default.digest), DIGESTS),
         key_derivation=default.derivation
         and _one_of("key_derivation", given.get("key_derivation", default.derivation), DERIVATIONS),
@@ -126,9 +129,9 @@ def _one_of(option: str, value: Any, options: tuple[str, ...]) -> str:
     return value
 
 
-def _text(option: str, value: Any, pattern: re.Pattern[str] | None = None) -> str:
-    if type(value) is not str or (pattern is not None and not pattern.fullmatch(value)):
-        raise _wrong(f"'{option}' must be text that a cookie can carry")
+def _text(option: str, value: Any, pattern: re.Pattern[str], what: str) -> str:
+    if type(value) is not str or not pattern.fullmatch(value):
+        raise _wrong(f"'{option}' must be {what}")
     return value
 
 
@@ -170,7 +173,7 @@ def _keys(value: Any) -> tuple[bytes, ...]:
 
 
 def _bytes(key: str | bytes) -> bytes:
-    return key.encode() if isinstance(key, str) else bytes(key)
+    return key.encode("utf-8", "surrogatepass") if isinstance(key, str) else bytes(key)
 
 
 def _is_strong(key: bytes) -> bool:
