@@ -514,6 +514,15 @@ def test_authentic_nonsense_is_ignored(make_site: MakeSite, framework: str, name
 
 
 @pytest.mark.any_store
+def test_an_authentic_time_of_nonsense(make_site: MakeSite) -> None:
+    """A time that is none makes no session of what the right key signed, and no error."""
+    value = signing.Signer(key=KEY, salt=DJANGO_SALT, fallback_keys=[]).sign("e30:!!")
+    site = moving(make_site, source("django"))
+    assert arrive(site, "django", value).data() == {}
+    assert refusals(site) == ["undecodable"]
+
+
+@pytest.mark.any_store
 @pytest.mark.parametrize("tag", ["u", "b", "d", "t", " di"])
 def test_authentic_tags_of_nonsense(make_site: MakeSite, tag: str) -> None:
     """A tag of Flask around what cannot be its content is no session, and no error."""
@@ -898,6 +907,21 @@ def test_saving_early_takes_over_once(make_site: MakeSite) -> None:
     assert site.calls == ["create"]
     assert len(site.events.of(SessionImported)) == 1
     assert browser.data() == DATA
+
+
+@pytest.mark.one_of_each
+def test_what_was_ended_is_not_reverted_to(make_site: MakeSite) -> None:
+    """To forget what came after a logout that was saved does not bring back what was imported."""
+    site = moving(make_site, source("flask"))
+    browser = arrive(site, "flask", flask_cookie(DATA))
+    visit = browser.visit(
+        lambda session: session.destroy(),
+        lambda session: session.save(),
+        lambda session: session.revert(),
+        dict,
+    )
+    assert visit.result == {}
+    assert not has(browser, "flask")
 
 
 @pytest.mark.one_of_each

@@ -10,7 +10,6 @@ pickled data is refused, whoever signed it.
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import hmac
 import json
@@ -213,10 +212,10 @@ def _inflated(payload: bytes) -> bytes:
     return data
 
 
-def _json(data: bytes, encoding: str = "utf-8") -> Any:
+def _json(data: bytes) -> Any:
     if data[:1] == b"\x80":  # no JSON begins with it, and every pickle since 2003 does
         raise Refused("pickled")
-    return json.loads(data.decode(encoding))
+    return json.loads(data.decode())
 
 
 def _session(data: Any) -> dict[str, Any]:
@@ -227,7 +226,7 @@ def _session(data: Any) -> dict[str, Any]:
 
 def _item(item: bytes) -> tuple[str, Any]:
     key, _, value = item.partition(b"=")
-    return unquote_plus(key.decode("ascii")), _json(b64decode(value, validate=True))
+    return unquote_plus(key.decode("ascii")), _json(b64decode(value))
 
 
 # -- Flask's tagged JSON --------------------------------------------------------------
@@ -252,22 +251,17 @@ def _untag_dict(value: dict[str, Any]) -> dict[str, Any]:
     return {key[:-2]: content}
 
 
-def _untag_date(value: str) -> dt.datetime:
-    moment = parsedate_to_datetime(value)
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.timezone.utc)
-
-
 _TAGS: dict[str, Callable[[Any], Any]] = {
     " di": _untag_dict,
     " t": tuple,
     " b": b64decode,
     " m": str,  # markup comes as its text: whatever shows it will escape it, the safe mistake
     " u": UUID,
-    " d": _untag_date,
+    " d": parsedate_to_datetime,
 }
 
 _LOADERS: dict[str, Callable[[bytes], Any]] = {
     "flask": lambda payload: _untag(_json(_inflated(payload))),
-    "django": lambda payload: _json(_inflated(payload), "latin-1"),
+    "django": lambda payload: _json(_inflated(payload)),
     "starlette": lambda payload: _json(b64decode(payload)),
 }

@@ -35,12 +35,13 @@ from tieredsession.session import (
     LIFETIME,
     PERSISTENT,
     Imported,
+    MovingIn,
     Session,
     State,
 )
 
 if TYPE_CHECKING:
-    from tieredsession.importing import Importer
+    from tieredsession.importing import Foreign, Importer
 
 CLOCK_SKEW = 300
 """Seconds by which the clocks of two servers of a site may differ."""
@@ -151,9 +152,10 @@ class SessionManager:
         session._status = status
         if state is None:
             return None
-        if not state.expire_foreign:
+        moving = state.moving
+        if moving is None or not moving.is_over or not moving.expire:
             return Reply(state.set_cookie, self._cache_control)
-        first, *others = state.expire_foreign
+        first, *others = moving.expire
         return Reply(state.set_cookie, self._cache_control, first, tuple(others))
 
     def finish(self, session: Session) -> None:
@@ -351,8 +353,8 @@ class SessionManager:
             else:
                 data[key] = value
         state = State(data, stale=stale)
-        state.imported = Imported(found[0].kind, self.codec.encode(data), tuple(dropped))
-        state.foreign = tuple(f.expire for f in found if f.expire is not None)
+        imported = Imported(found[0].kind, self.codec.encode(data), tuple(dropped))
+        state.moving = MovingIn(_deletions(found), imported)
         return state
 
     def _pass_over(
@@ -360,11 +362,12 @@ class SessionManager:
     ) -> None:
         """A session of ours goes before any other; when it ends, so do the others."""
         found, _ = importer.read(cookie_header, now)
+        if found:
+            state.moving = MovingIn(_deletions(found))
         for foreign in found:
             self._not_imported(foreign.kind, "superseded")
-        state.foreign = tuple(f.expire for f in found if f.expire is not None)
 
-    def _take_over(self, state: State, imported: Imported, now: float) -> None:
+    def _take_over(self, state: State, moving: MovingIn, imported: Imported, now: float) -> None:
         """Save a session that another framework's cookie held; then that cookie goes."""
         ended = state.ended
         if not state.is_empty:
@@ -378,19 +381,19 @@ class SessionManager:
                 self._not_imported(imported.kind, "oversized")
                 state.stale = False
                 return
-        state.imported = None
-        state.expire_foreign = state.foreign
+        moving.imported = None
+        moving.is_over = True
         if state.token is not None and not ended and self._observe is not None:
             label = self._label(state.token)
             self._observe(events.SessionImported(imported.kind, imported.dropped, session=label))
 
     def _is_as_imported(self, state: State) -> bool:
         """Whether nothing happened to *state* but that it was imported."""
-        if state.imported is None or state.principal is not None:
+        if state.moving is None or state.moving.imported is None or state.principal is not None:
             return False
         if state.ended or state.renewed or state.restarted or state.force:
             return False
-        return self.codec.encode(state.data) == state.imported.payload
+        return self.codec.encode(state.data) == state.moving.imported.payload
 
     def _not_imported(self, kind: str, reason: str) -> None:
         if self._observe is not None:
@@ -400,8 +403,9 @@ class SessionManager:
 
     def _save(self, state: State, now: float) -> None:
         if state.token is None or state.record is None:
-            if state.imported is not None:
-                self._take_over(state, state.imported, now)
+            moving = state.moving
+            if moving is not None and moving.imported is not None:
+                self._take_over(state, moving, moving.imported, now)
             elif not state.is_empty:
                 self._create(state, now)
         elif state.ended:
@@ -469,7 +473,8 @@ class SessionManager:
         state.token = state.record = None
         state.ended = state.renewed = state.restarted = state.force = False
         state.set_cookie = self.cookie.expire()
-        state.expire_foreign = state.foreign
+        if state.moving is not None:
+            state.moving.is_over = True
 
     def _keep(self, state: State, record: Record, saved: Saved, now: float) -> None:
         """Remember what the store now holds, and the cookie if the visitor needs one."""
@@ -570,3 +575,7 @@ class SessionManager:
     def _failed(self, error: StoreError) -> None:
         if self._observe is not None:
             self._observe(events.StoreFailed(f"{type(error).__name__}: {error}"))
+
+
+def _deletions(found: Iterable[Foreign]) -> tuple[str, ...]:
+    return tuple(foreign.expire for foreign in found if foreign.expire is not None)

@@ -29,14 +29,30 @@ MAX_FLASHES = 50
 
 
 class Imported(NamedTuple):
-    """What a session that another framework's cookie held began with here.
+    """What a session of ours begins with that another framework's cookie held.
 
-    *payload* is all of it but *dropped*, encoded.
+    *payload* is all of it but the keys *dropped*, encoded. *kind* is the framework's.
     """
 
     kind: str
     payload: bytes
     dropped: tuple[str, ...]
+
+
+class MovingIn:
+    """The other frameworks' cookies that came with a request. For the manager.
+
+    *expire* are the lines that delete them. *imported* is what was read from one of them,
+    until it is saved; ``None`` if a session of ours came, too.
+    """
+
+    __slots__ = ("expire", "imported", "is_over")
+
+    def __init__(self, expire: tuple[str, ...], imported: Imported | None = None) -> None:
+        self.expire = expire
+        self.imported = imported
+        self.is_over = False
+        """The session has been saved or ended: the response has to delete those cookies."""
 
 
 class State:
@@ -49,10 +65,8 @@ class State:
         "created",
         "data",
         "ended",
-        "expire_foreign",
         "force",
-        "foreign",
-        "imported",
+        "moving",
         "principal",
         "record",
         "renewed",
@@ -87,12 +101,7 @@ class State:
         """Save even if the bytes are the same."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
-        self.imported: Imported | None = None
-        """Where the data came from, until it has been saved."""
-        self.foreign: tuple[str, ...] = ()
-        """What deletes the other frameworks' cookies that could be taken over."""
-        self.expire_foreign: tuple[str, ...] = ()
-        """Those of them that the response has to set, by now."""
+        self.moving: MovingIn | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -317,7 +326,9 @@ class Session(MutableMapping[str, Any]):
         if state is None:
             return
         record = state.record
-        origin = record or state.imported
+        origin: Record | Imported | None = record
+        if origin is None and state.moving is not None:
+            origin = state.moving.imported
         fresh = State(
             {} if origin is None else self._io.codec.decode(origin.payload),
             state.token,
@@ -325,9 +336,7 @@ class Session(MutableMapping[str, Any]):
             stale=state.stale,
         )
         fresh.set_cookie = state.set_cookie
-        fresh.imported = state.imported
-        fresh.foreign = state.foreign
-        fresh.expire_foreign = state.expire_foreign
+        fresh.moving = state.moving
         self._state = fresh
 
     def save(self) -> None:
