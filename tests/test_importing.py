@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -693,6 +693,25 @@ def test_until_ends_the_import(
     assert site.events == []
 
 
+@pytest.fixture
+def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that is nine hours ahead of UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.any_store
+@pytest.mark.usefixtures("tokyo")
+def test_until_is_utc_wherever_the_server_is(make_site: MakeSite, clock: FakeClock) -> None:
+    """A day without a zone ends the import at its first moment in UTC."""
+    clock.now = dt.datetime(2031, 1, 30, 23, 59, tzinfo=dt.timezone.utc).timestamp()
+    site = moving(make_site, source("werkzeug", until="2031-01-31"))
+    assert arrive(site, "werkzeug", werkzeug_cookie(DATA)).data() == DATA
+
+
 @pytest.mark.any_store
 @pytest.mark.parametrize("framework", MAKERS)
 def test_a_foreign_cookie_that_is_refused_stays(make_site: MakeSite, framework: str) -> None:
@@ -940,6 +959,18 @@ def test_reading_while_the_body_is_sent(make_site: MakeSite) -> None:
     assert site.calls == []
 
 
+def _force(session: Session) -> None:
+    session.modified = True
+
+
+CHANGES: list[Callable[[Session], Any]] = [
+    lambda session: session.update(b=1),
+    lambda session: session.bind("7"),
+    lambda session: session.renew(),
+    _force,
+]
+
+
 @pytest.mark.parametrize("kind", ["cookie-signed"])
 @pytest.mark.parametrize("name", ["__Host-id", "session"])
 def test_what_does_not_fit_is_still_read(make_site: MakeSite, name: str) -> None:
@@ -957,8 +988,9 @@ def test_what_does_not_fit_is_still_read(make_site: MakeSite, name: str) -> None
         assert visit.set_cookies == []
         assert has(browser, "flask")
     assert refusals(site) == ["oversized", "oversized"]
-    with pytest.raises(SessionTooLarge):
-        browser.put(b=1)
+    for change in CHANGES:
+        with pytest.raises(SessionTooLarge):
+            browser.visit(change)
 
 
 @pytest.mark.one_of_each

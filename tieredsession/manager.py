@@ -241,7 +241,9 @@ class SessionManager:
         """Find and read the session that the cookies stand for."""
         tokens = find(cookie_header, self.cookie.name)
         if not tokens:
-            return self._begin(cookie_header)
+            if self._importer is None:
+                return State({})
+            return self._begin(self._importer, cookie_header)
         now = self.clock()
         try:
             found = [(t, r) for t in tokens if (r := self._accept(t, now)) is not None]
@@ -260,8 +262,8 @@ class SessionManager:
                 return state
         elif found:
             self._refused("ambiguous", found[0][0])
-        else:
-            return self._begin(cookie_header, stale=True)
+        elif self._importer is not None:
+            return self._begin(self._importer, cookie_header, stale=True)
         return State({}, stale=True)
 
     def save(self, state: State) -> None:
@@ -331,11 +333,11 @@ class SessionManager:
 
     # -- moving in from another framework ---------------------------------------------
 
-    def _begin(self, cookie_header: str | None, *, stale: bool = False) -> State:
+    def _begin(
+        self, importer: Importer, cookie_header: str | None, *, stale: bool = False
+    ) -> State:
         """The state of a visitor for whom the store holds nothing."""
-        if self._importer is None or cookie_header is None:
-            return State({}, stale=stale)
-        found, refused = self._importer.read(cookie_header, self.clock())
+        found, refused = importer.read(cookie_header, self.clock())
         if not found:
             for kind, reason in refused:
                 self._not_imported(kind, reason)
@@ -389,9 +391,9 @@ class SessionManager:
 
     def _is_as_imported(self, state: State) -> bool:
         """Whether nothing happened to *state* but that it was imported."""
-        if state.moving is None or state.moving.imported is None or state.principal is not None:
+        if state.moving is None or state.moving.imported is None:
             return False
-        if state.ended or state.renewed or state.restarted or state.force:
+        if state.renewed or state.force:  # as by bind(), which need not change the data
             return False
         return self.codec.encode(state.data) == state.moving.imported.payload
 
