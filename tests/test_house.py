@@ -22,7 +22,8 @@ PACKAGE = ROOT / "tieredsession"
 ORDER = (
     {"errors"},
     {"contracts", "tokens", "url", "events", "tables"},
-    {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge", "pace"},
+    {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"}
+    | {"foreign", "importing", "pace"},
     {"registry", "manager", "purge", "observers", "testing", "oidc", "frontend"},
     {"cron"},
     {"wsgi"},
@@ -40,6 +41,7 @@ FOR_STORES = {
 HOMES = {
     "msgpack": "codec",
     "cryptography": "keyring",
+    "itsdangerous": "foreign",
     "opentelemetry": "observers",
     "pymemcache": "stores.memcached",
     "redis": "stores.redis",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from copy import copy, deepcopy
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from tieredsession.contracts import Codec, Record
 from tieredsession.errors import HeadersSentError
@@ -29,6 +29,33 @@ MAX_FLASHES = 50
 """Messages of one queue; beyond it, the oldest are dropped."""
 
 
+class Imported(NamedTuple):
+    """What a session of ours begins with that another framework's cookie held.
+
+    *payload* is all of it but the keys *dropped*, encoded. *kind* is the framework's.
+    """
+
+    kind: str
+    payload: bytes
+    dropped: tuple[str, ...]
+
+
+class MovingIn:
+    """The other frameworks' cookies that came with a request. For the manager.
+
+    *expire* are the lines that delete them. *imported* is what was read from one of them,
+    until it is saved; ``None`` if a session of ours came, too.
+    """
+
+    __slots__ = ("expire", "imported", "is_over")
+
+    def __init__(self, expire: tuple[str, ...], imported: Imported | None = None) -> None:
+        self.expire = expire
+        self.imported = imported
+        self.is_over = False
+        """The session has been saved or ended: the response has to delete those cookies."""
+
+
 class State:
     """What is known of a session once it has been touched. For the manager.
 
@@ -41,6 +68,7 @@ class State:
         "ended",
         "force",
         "keep_empty",
+        "moving",
         "principal",
         "record",
         "renewed",
@@ -80,6 +108,7 @@ class State:
         """A front end's own rule: when a session that is saved at that time ends, to the second."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
+        self.moving: MovingIn | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -341,13 +370,17 @@ class Session(MutableMapping[str, Any]):
         if state is None:
             return
         record = state.record
+        origin: Record | Imported | None = record
+        if origin is None and state.moving is not None:
+            origin = state.moving.imported
         fresh = State(
-            {} if record is None else self._io.codec.decode(record.payload),
+            {} if origin is None else self._io.codec.decode(origin.payload),
             state.token,
             record,
             stale=state.stale,
         )
         fresh.set_cookie = state.set_cookie
+        fresh.moving = state.moving
         self._state = fresh
 
     def save(self) -> None:
