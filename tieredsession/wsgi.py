@@ -68,7 +68,7 @@ class SessionMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self._watch.active:
             self._watch.look_at(environ.get("REMOTE_ADDR", ""))
-        if environ["PATH_INFO"] == self._purge_url:
+        if environ.get("PATH_INFO", "") == self._purge_url:
             return self._purge(environ, start_response)
         manager = self.manager
         session = environ[SESSION_KEY] = Session(manager, environ.get("HTTP_COOKIE"))
