@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from tieredsession.contracts import Note, Swept
@@ -36,6 +36,7 @@ _RATE = 500.0  # deletes a second at first: the 500/50/5 rule
 _DEADLINE = 30.0  # seconds for one call; nobody is waiting for a page
 _CANARY = "-canary".ljust(KEY_DIGITS - _SHARD, "-")  # no hash has such digits
 _FEW = 20
+_LOOKUP = 500  # keys; the service takes 1000
 
 
 def sweep_value(key: str, expires: int) -> str:
@@ -56,7 +57,7 @@ class DatastoreSweep:
         StoreError: as the calls of ``DatastoreSessionStore``.
     """
 
-    shards = tuple(f"{number:02x}" for number in range(1 << 4 * _SHARD))
+    shards: Sequence[str] = tuple(f"{number:02x}" for number in range(1 << 4 * _SHARD))
     sweep_rate: float | None = _RATE
 
     def __init__(
@@ -122,13 +123,14 @@ class DatastoreSweep:
 
     # -- ShardedSweep -----------------------------------------------------------------
 
-    def read_note(self, name: str) -> Note | None:
-        request = rpc.LookupRequest(project_id=self._at.project, database_id=self._at.database)
-        request.keys.add().CopyFrom(self._key(self._prefix + name, NOTES))
-        found = self._call(lambda timeout: self._at.lookup(request, timeout)).found
-        if not found:
-            return None
-        return Note(found[0].entity.properties["data"].blob_value, found[0].version)
+    def read_notes(self, names: Sequence[str]) -> dict[str, Note]:
+        wanted = [self._key(self._prefix + name, NOTES) for name in names]
+        found: dict[str, Note] = {}
+        for start in range(0, len(wanted), _LOOKUP):
+            for one in self._look_up_all(self._lookup(wanted[start : start + _LOOKUP])).found:
+                name = one.entity.key.path[-1].name[len(self._prefix) :]
+                found[name] = Note(one.entity.properties["data"].blob_value, one.version)
+        return found
 
     def write_note(self, name: str, data: bytes, version: int | None) -> int | None:
         request = self._commit()
@@ -192,15 +194,23 @@ class DatastoreSweep:
         """The entities under *keys*, and the server's time."""
         if not keys:
             return [], 0.0
-        request = rpc.LookupRequest(project_id=self._at.project, database_id=self._at.database)
-        request.keys.extend(keys)
+        request = self._lookup(keys)
         # The emulator answers with all properties all the same; the service saves the blobs.
         request.property_mask.paths.append("expires")
-        response = self._call(lambda timeout: self._at.lookup(request, timeout))
-        if response.deferred:
-            raise self._at.unavailable("it put look-ups off")
+        response = self._look_up_all(request)
         read = response.read_time.seconds
         return list(response.found), float(read) if read else float("inf")
+
+    def _lookup(self, keys: Sequence[rpc.Message]) -> rpc.Message:
+        request = rpc.LookupRequest(project_id=self._at.project, database_id=self._at.database)
+        request.keys.extend(keys)
+        return request
+
+    def _look_up_all(self, request: rpc.Message) -> rpc.Message:
+        response = self._call(lambda timeout: self._at.lookup(request, timeout))
+        if response.deferred:  # unknown, which is not missing
+            raise self._at.unavailable("it put look-ups off")
+        return response
 
     def _delete(self, dead: list[tuple[rpc.Message, int]]) -> int:
         """Delete entities at their versions; how many were changed in the meantime."""

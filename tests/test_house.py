@@ -22,8 +22,9 @@ PACKAGE = ROOT / "tieredsession"
 ORDER = (
     {"errors"},
     {"contracts", "tokens", "url", "events", "tables"},
-    {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge", "pace"},
-    {"registry", "manager", "purge", "observers", "testing", "oidc"},
+    {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"}
+    | {"foreign", "importing", "pace"},
+    {"registry", "manager", "purge", "observers", "testing", "oidc", "frontend"},
     {"cron"},
     {"wsgi"},
     {"adapters"},
@@ -40,6 +41,7 @@ FOR_STORES = {
 HOMES = {
     "msgpack": "codec",
     "cryptography": "keyring",
+    "itsdangerous": "foreign",
     "opentelemetry": "observers",
     "pymemcache": "stores.memcached",
     "redis": "stores.redis",
@@ -53,9 +55,9 @@ HOMES = {
 
 FRAMEWORKS = {
     "adapters.werkzeug": {"werkzeug"},
-    "adapters.flask": {"flask", "werkzeug"},
-    "adapters.django": {"django"},
-    "adapters.asgi": {"starlette", "anyio"},
+    "adapters.flask": {"flask", "markupsafe", "werkzeug"},
+    "adapters.django": {"asgiref", "django"},
+    "adapters.asgi": {"anyio"},
     "adapters.pyramid": {"pyramid", "zope"},
     "demo.app": {"werkzeug"},
 }
@@ -195,8 +197,9 @@ def test_a_library_is_imported_in_one_room(name: str) -> None:
         ("from tieredsession import SessionMiddleware", {"msgpack"}),
         ("from tieredsession import SessionManager, Session, Settings", set()),
         ("from tieredsession.adapters.werkzeug import Request", {"msgpack", "werkzeug"}),
+        ("import tieredsession.adapters.django", {"msgpack", "django", "asgiref"}),
     ],
-    ids=["package", "command", "middleware", "core", "adapter"],
+    ids=["package", "command", "middleware", "core", "werkzeug", "django"],
 )
 def test_an_import_loads_no_more_than_it_needs(statement: str, libraries: set[str]) -> None:
     """What an application does not use is not loaded: no framework, no backend, no store."""
@@ -351,7 +354,8 @@ def test_the_readme_lists_every_setting() -> None:
 
 def test_the_documents_name_no_unknown_setting() -> None:
     """No document speaks of a setting that does not exist."""
-    known = {setting.name for setting in SETTINGS} | set(ALIASES)
+    djangos = {"SESSION_ENGINE", "SESSION_SERIALIZER", "SESSION_SAVE_EVERY_REQUEST"}
+    known = {setting.name for setting in SETTINGS} | set(ALIASES) | djangos
     for path in [*ROOT.glob("*.rst"), *(ROOT / "docs").rglob("*.rst")]:
         names = set(re.findall(r"\bSESSION_[A-Z_]*[A-Z]\b", path.read_text("utf-8")))
         assert names - known == set(), path.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -293,9 +293,9 @@ class Shards:
         found = [e for key, e in self.rows.items() if key[0] == shard and e is not None]
         return min(found, default=None)
 
-    def read_note(self, name: str) -> Note | None:
-        self.plan("read_note", name)
-        return self.notes.get(name)
+    def read_notes(self, names: Sequence[str]) -> dict[str, Note]:
+        self.plan("read_notes", "")
+        return {name: self.notes[name] for name in names if name in self.notes}
 
     def write_note(self, name: str, data: bytes, version: int | None) -> int | None:
         self.plan("write_note", name)
@@ -567,7 +567,7 @@ def test_a_page_that_fails(after: FakeClock) -> None:
 
 
 def test_a_store_that_is_down(after: FakeClock) -> None:
-    """A store that is down is asked three times, not once a shard, and nothing is raised."""
+    """A store that is down is not asked once a shard, and nothing is raised."""
     store = _full(Shards())
     calls: list[str] = []
 
@@ -577,8 +577,24 @@ def test_a_store_that_is_down(after: FakeClock) -> None:
 
     store.plan = down
     report = purge(store, clock=after)
-    assert (report.failed, report.shards_done, report.oldest_expired_age) == (3, 0, None)
-    assert calls == ["read_note"] * 3 + ["oldest"]
+    assert (report.failed, report.shards_done, report.oldest_expired_age) == (1, 0, None)
+    assert calls == ["read_notes", "oldest"]
+
+
+def test_a_store_that_goes_down(after: FakeClock) -> None:
+    """A store that goes down on the way is left alone after three calls that failed."""
+    store = _full(Shards())
+    calls: list[str] = []
+
+    def down(call: str, shard: str) -> None:
+        calls.append(call)
+        if call != "read_notes":
+            raise StoreUnavailable("down")
+
+    store.plan = down
+    report = purge(store, clock=after)
+    assert (report.failed, report.shards_done) == (3, 0)
+    assert calls == ["read_notes"] + ["write_note"] * 3 + ["oldest"]
 
 
 def test_canaries(after: FakeClock) -> None:

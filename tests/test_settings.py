@@ -55,6 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "SESSION_PURGE_ACCOUNT": None,
     "SESSION_PURGE_AUDIENCE": None,
     "SESSION_MERGE_RULES": {},
+    "SESSION_IMPORT_FROM": (),
 }
 
 

@@ -41,6 +41,11 @@ class SessionStore(Protocol):
     *revocable* says whether ``delete`` ends a session for whoever holds its token. It is
     false where the token is the data; there every save also makes a new token.
 
+    A store none of whose calls can be kept waiting, by a disk or a network, may say so with
+    ``blocking = False``: an event loop then calls it in place, and hands any other store's
+    calls to a thread. A store in memory that others take the place of in production does
+    better not to, so that an application meets the same rules with both.
+
     Whatever a store cannot answer is a :class:`~tieredsession.errors.StoreError`.
     """
 
@@ -142,8 +147,8 @@ class Note(NamedTuple):
 class ShardedSweep(Sweepable, Protocol):
     """A sweep of many shards, which several workers share and go on with from run to run."""
 
-    def read_note(self, name: str) -> Note | None:
-        """The note *name*, or ``None``."""
+    def read_notes(self, names: Sequence[str]) -> dict[str, Note]:
+        """Those of the notes *names* that there are."""
         ...
 
     def write_note(self, name: str, data: bytes, version: int | None) -> int | None:

@@ -43,6 +43,32 @@ class SessionCreated(SessionEvent):
     """A new session was saved."""
 
 
+@dataclass(frozen=True)
+class SessionImported(SessionEvent):
+    """A session that another framework's cookie held was saved as one of ours.
+
+    *kind* is the framework's. *dropped* are the top-level keys whose values no session of
+    ours can hold, or which have a meaning of their own here.
+    """
+
+    kind: str
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImportRefused(Event):
+    """Another framework's cookie was left where it is, and no session was taken over.
+
+    *reason* is one of: ``malformed``, ``forged``, ``expired``, ``future``, ``ambiguous`` and
+    ``undecodable`` as in ``TokenRefused``; ``pickled`` (authentic, but only pickle could read
+    it); ``oversized`` (it is too large, or what it holds is); ``superseded`` (authentic, but
+    a session of ours came with it: if that goes on, the browser was not made to delete it).
+    """
+
+    kind: str
+    reason: str
+
+
 class SessionSaved(SessionEvent):
     """Changes to an existing session were saved."""
 

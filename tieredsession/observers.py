@@ -15,9 +15,11 @@ from tieredsession.events import (
     CacheRefused,
     CookieNearLimit,
     Event,
+    ImportRefused,
     Purged,
     PurgeRefused,
     SessionGone,
+    SessionImported,
     SessionMerged,
     StoreFailed,
     TokenRefused,
@@ -27,6 +29,8 @@ _log = logging.getLogger("tieredsession")
 
 _LEVELS: dict[type[Event], int] = {
     TokenRefused: logging.INFO,
+    ImportRefused: logging.INFO,
+    SessionImported: logging.INFO,
     SessionMerged: logging.INFO,
     SessionGone: logging.INFO,
     BreakerClosed: logging.INFO,
@@ -95,7 +99,7 @@ class OpenTelemetryObserver:
 
     def __call__(self, event: Event, /) -> None:
         attributes = {"event": type(event).__name__}
-        if isinstance(event, (CacheRefused, TokenRefused)):
+        if isinstance(event, (CacheRefused, ImportRefused, TokenRefused)):
             attributes["reason"] = event.reason
         self._counter.add(1, attributes)
 

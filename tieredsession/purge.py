@@ -30,7 +30,7 @@ from math import isfinite
 from random import sample
 from typing import Any, cast
 
-from tieredsession.contracts import Observer, ShardedSweep, Sweepable, Swept
+from tieredsession.contracts import Note, Observer, ShardedSweep, Sweepable, Swept
 from tieredsession.errors import ConfigurationError, StoreError
 from tieredsession.events import Purged
 from tieredsession.observers import fan_out
@@ -168,7 +168,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._sharded: ShardedSweep | None = None
-        if hasattr(self.store, "read_note") and not self.dry_run:
+        if hasattr(self.store, "read_notes") and not self.dry_run:
             self._sharded = cast("ShardedSweep", self.store)
         self._begin = self._end = self.timer()
         self._until = 0.0
@@ -178,19 +178,28 @@ class _Run:
         self._failed = self._in_a_row = 0
         self._error: str | None = None
         self._left: list[str] = []  # shards in which something is left
+        self._notes: dict[str, Note] = {}
 
     def sweep(self, budget: float, grace: float, ramp: bool) -> None:
         """Visit every shard that the budget allows."""
         self._end = self._begin + budget
         self._until = self.clock() - grace
-        version = self._take_up_pace() if ramp and not self.dry_run else None
         shards = list(self.store.shards)
+        if self._sharded is not None:
+            try:
+                self._notes = self._sharded.read_notes([_PACE, *map(_note, shards)])
+            except StoreError as error:
+                self._fail(error)
+                self._left = shards
+                return
+        if ramp and not self.dry_run and self.store.sweep_rate is not None:
+            self._take_up_pace(self.store.sweep_rate)
         for shard in sample(shards, len(shards)):
             if self._may_go_on():
                 self._visit(shard)
             else:
                 self._left.append(shard)
-        self._put_down_pace(version)
+        self._put_down_pace()
 
     def report(self) -> Purged:
         seconds = self.timer() - self._begin
@@ -304,7 +313,7 @@ class _Run:
     def _take(self, store: ShardedSweep, shard: str) -> tuple[_Mark, int] | None:
         """The mark of a shard and the version of its note, with the lease ours."""
         now = self.clock()
-        note = store.read_note(_note(shard))
+        note = self._notes.get(_note(shard))  # if it has changed, the lease is refused
         mark = None if note is None else _Mark.from_bytes(note.data)
         if note is not None and (mark is None or mark.reached > self._until + _AHEAD):
             # It cannot be true: as if there were none, which costs a full pass.
@@ -330,33 +339,28 @@ class _Run:
         else:
             mark.canary = now  # its note was lost; the next run will tell
 
-    def _take_up_pace(self) -> int | None:
+    def _take_up_pace(self, rate: float) -> None:
         """Go on at the pace of the last run, unless that is long ago."""
-        rate = self.store.sweep_rate
-        if rate is None:
-            return None
         held = 0.0
-        version = None
-        try:
-            note = None if self._sharded is None else self._sharded.read_note(_PACE)
-            if note is not None:
-                version = note.version
+        note = self._notes.get(_PACE)
+        if note is not None:
+            try:
                 kept = json.loads(note.data)
                 if 0 <= self.clock() - kept["at"] < _PACE_FORGOTTEN_AFTER:
                     rate, held = max(rate, float(kept["rate"])), max(0.0, float(kept["held"]))
-        except StoreError as error:
-            self._fail(error)
-        except (ValueError, KeyError, TypeError):
-            self._odd += 1
+            except (ValueError, KeyError, TypeError):
+                self._odd += 1
         self._pace = Pace(rate, held, self.timer, self.sleep)
-        return version
 
-    def _put_down_pace(self, version: int | None) -> None:
+    def _put_down_pace(self) -> None:
+        if self._sharded is None or self._pace.rate is None:
+            return
         kept = {"rate": self._pace.rate, "held": self._pace.held, "at": self.clock()}
+        note = self._notes.get(_PACE)
+        version = None if note is None else note.version
         try:
             # Of two workers that end together, one is remembered; either will do.
-            if self._sharded is not None and self._pace.rate is not None:
-                self._sharded.write_note(_PACE, json.dumps(kept).encode(), version)
+            self._sharded.write_note(_PACE, json.dumps(kept).encode(), version)
         except StoreError as error:
             self._fail(error)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tieredsession.cookies import MAX_AGE
 from tieredsession.errors import ConfigurationError
@@ -20,6 +20,9 @@ from tieredsession.keyring import check_secret
 from tieredsession.merge import MergeRule
 from tieredsession.session import MAX_LIFETIME
 from tieredsession.url import parse_bool
+
+if TYPE_CHECKING:
+    from tieredsession.importing import ImportFrom
 
 _log = logging.getLogger("tieredsession")
 
@@ -116,6 +119,13 @@ def _rules(value: Any) -> dict[str, MergeRule]:
     if not isinstance(value, Mapping) or not all(callable(rule) for rule in value.values()):
         raise ValueError("a mapping of session keys to functions rule(base, mine, theirs)")
     return dict(value)
+
+
+def _imports(value: Any) -> tuple[ImportFrom, ...]:
+    # Only who moves in pays for what reads other frameworks' cookies.
+    from tieredsession.importing import parse_imports
+
+    return parse_imports(value)
 
 
 _STORES = "tieredsession.stores"
@@ -290,6 +300,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Key to a function that decides when two requests changed it, as in "
         "``{'hits': tieredsession.merge.counter}``.",
     ),
+    Setting(
+        "SESSION_IMPORT_FROM",
+        (),
+        _imports,
+        "Take over live sessions of Flask, Django, Starlette or Werkzeug: ``docs/moving-in.rst``.",
+    ),
 )
 
 ALIASES = {
@@ -353,6 +369,7 @@ class Settings:
     session_purge_account: str | None
     session_purge_audience: str | None
     session_merge_rules: dict[str, MergeRule]
+    session_import_from: tuple[ImportFrom, ...]
 
     def __init__(self, source: object = None, **overrides: Any) -> None:
         given = self._given = {**_collect(source), **_rename(overrides)}
