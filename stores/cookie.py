@@ -8,7 +8,7 @@ expires. A session that must end for good at logout belongs in another store.
 from __future__ import annotations
 
 from tieredsession.contracts import Observer, Record, Saved
-from tieredsession.envelope import Envelope, Refused
+from tieredsession.envelope import Envelope
 from tieredsession.errors import Gone
 from tieredsession.events import TokenRefused
 from tieredsession.options import StoreOptions
@@ -37,18 +37,15 @@ class SecureCookieSessionStore:
         return cls(options.cookie_envelope, options.observer)
 
     def load(self, token: str, now: float) -> Record | None:
-        try:
-            sealed = decode_base64(token)
-            if sealed is None:
-                raise Refused("malformed")
-            record = self._envelope.open(sealed)
-            if record.expires <= now:
-                raise Refused("expired")
-        except Refused as refused:
-            if self._observer is not None:
-                self._observer(TokenRefused(refused.reason))
-            return None
-        return record
+        sealed = decode_base64(token)
+        found: Record | str = "malformed" if sealed is None else self._envelope.examine(sealed)
+        if not isinstance(found, str):
+            if found.expires > now:
+                return found
+            found = "expired"
+        if self._observer is not None:
+            self._observer(TokenRefused(found))
+        return None
 
     def create(self, record: Record, now: float) -> Saved:
         return Saved(encode_base64(self._envelope.seal(record)), int(record.expires))
