@@ -410,6 +410,7 @@ def faults(figures: Figures, program: dict[str, Any]) -> Any:
                     color=colour,
                     markersize=4,
                     label=label,
+                    rasterized=True,  # or the SVG would hold each of some thousands
                 )
         panel.set_yscale("log")
         panel.set_ylim(0.1, 2000)

@@ -27,9 +27,10 @@ def heading(where: dict[str, Any]) -> str:
 
 
 def write_json(document: dict[str, Any], file: Path) -> None:
-    """Every figure of a run."""
+    """Every figure of a run, to six digits, which is more than any of them is worth."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(document, indent=1) + "\n")
+    short = json.loads(json.dumps(document), parse_float=lambda text: float(f"{float(text):.6g}"))
+    file.write_text(json.dumps(short, indent=1) + "\n")
 
 
 def write(document: dict[str, Any], folder: Path) -> None:

@@ -21,7 +21,7 @@ from benchmarks.frameworks import Request, over_wsgi, werkzeug_app
 from benchmarks.harness import QUICK, Effort, Say, race, ratio, spread
 from benchmarks.report import Findings, Key, Report, Table, Target, cell
 from benchmarks.servers import NAMES, Servers, delayed, running
-from benchmarks.sites import SITES, Where, is_ours, present, settings
+from benchmarks.sites import DURABLE, SITES, Where, is_ours, present, settings
 from tieredsession import SessionMiddleware
 from tieredsession.codec import MsgpackCodec
 from tieredsession.contracts import Record
@@ -270,6 +270,7 @@ def _latency_table(made: Report, findings: Findings) -> None:
     made.tables.append(Table(title, columns, rows))
     for case in cases:
         peers = [n for n in names if not is_ours(n) and "datastore" in SITES[n].needs]
+        peers = [n for n in peers if SITES[n].work == DURABLE]
         for name in filter(is_ours, names):
             ours = findings.rounds[Key(case, name, "wall")]
             fastest = min(

@@ -203,8 +203,9 @@ SITES: dict[str, Site] = {
     "Werkzeug, ndb by hand, its cache on Redis": Site(
         byhand.ndb_site("redis"), "Werkzeug", DURABLE, _TIERS[1], True
     ),
+    # Nobody's rival: it saves a call, since it neither locks nor looks for lost updates.
     "Werkzeug, naive write-through": Site(
-        byhand.write_through_site(), "Werkzeug", DURABLE, _TIERS[0], True
+        byhand.write_through_site(), "Werkzeug", None, _TIERS[0], True
     ),
     "Werkzeug, Beaker, cookie": Site(frameworks.beaker_site("cookie"), "Werkzeug", COOKIE),
     "Werkzeug, Beaker, memcached": Site(
