@@ -120,7 +120,7 @@ def _chosen(document: dict[str, Any]) -> str:
     table = rest(Table("", columns, rows)).partition("\n\n")[2] if rows else ""
     quick = ", in a hurry" if document["quick"] else ""
     where = heading(document["environment"]).partition("\n")[0]
-    return f"{table}\n``make bench``{quick}, on {where}.\n"
+    return f"{table.lstrip()}\n``make bench``{quick}, on {where}.\n"
 
 
 def _calls(cache: dict[str, Any], datastore: dict[str, Any]) -> str:
