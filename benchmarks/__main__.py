@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.rst is not None:
         tables = [rest(table) for report in reports for table in report.all_tables()]
         options.rst.write_text("\n".join([results.heading(where), "", *tables]))
-    if options.results is not None:
+    if options.results is not None and options.quick:
+        results.write(document, options.results / "quick")  # a first look replaces no result
+    elif options.results is not None:
         results.write(document, options.results)
         if options.readme:
             results.into_readme(options.results)
