@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ It may say which ``SERVERS`` it needs, and what a ``FULL`` effort is for it.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
+    # Whoever is told to end takes the servers along, as one that is interrupted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.worker:
         (name,) = options.programs
         effort: Effort = _module(name, "FULL", FULL)
@@ -133,8 +136,15 @@ def _pool(name: str, effort: Effort) -> Findings:
     findings = Findings()
     command = [sys.executable, "-m", "benchmarks", name, "--worker"]
     for _ in range(effort.processes):
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-        findings.pool(Findings.from_json(json.loads(done.stdout)))
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
+            try:
+                found, _ = worker.communicate()
+            except BaseException:
+                worker.terminate()  # it has servers of its own to end
+                raise
+        if worker.returncode:
+            raise subprocess.CalledProcessError(worker.returncode, command)
+        findings.pool(Findings.from_json(json.loads(found)))
     return findings
 
 
