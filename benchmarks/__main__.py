@@ -49,28 +49,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         needed = dict.fromkeys(server for name in names for server in _module(name, "SERVERS", ()))
         if needed:
             stack.enter_context(handed_down(stack.enter_context(running(*needed))))
-        reports = [_run(name, quick=options.quick) for name in names]
+        reports = []
+        for name in names:
+            report = _run(name, quick=options.quick)
+            reports.append(report)
+            if options.results is not None:
+                # A first look replaces no result; what failed later costs none that is there.
+                folder = options.results / "quick" if options.quick else options.results
+                results.write(_document(where, [report], quick=options.quick), folder)
 
-    document = {
-        "environment": where,
-        "quick": options.quick,
-        "programs": {report.program: report.as_json() for report in reports},
-    }
+    document = _document(where, reports, quick=options.quick)
     if options.json is not None:
         results.write_json(document, options.json)
     if options.rst is not None:
         tables = [rest(table) for report in reports for table in report.all_tables()]
         options.rst.write_text("\n".join([results.heading(where), "", *tables]))
-    if options.results is not None and options.quick:
-        results.write(document, options.results / "quick")  # a first look replaces no result
-    elif options.results is not None:
-        results.write(document, options.results)
-        if options.readme:
-            results.into_readme(options.results)
+    if options.readme and options.results is not None and not options.quick:
+        results.into_readme(options.results)
     if options.compare is not None:
         for table in compare.tables(json.loads(options.compare.read_text()), document):
             print(plain(table))
     return 0
+
+
+def _document(where: dict[str, Any], reports: list[Report], *, quick: bool) -> dict[str, Any]:
+    programs = {report.program: report.as_json() for report in reports}
+    return {"environment": where, "quick": quick, "programs": programs}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -40,14 +40,14 @@ def write(document: dict[str, Any], folder: Path) -> None:
     it goes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / JSON
+    file, made = folder / JSON, document["programs"]
     if file.exists():
         earlier = json.loads(file.read_text())
         same = ("environment", "quick")
         if all(earlier.get(name) == document[name] for name in same):
             document = {**document, "programs": {**earlier["programs"], **document["programs"]}}
     write_json(document, file)
-    draw(document, folder)
+    draw({**document, "programs": made}, folder)
 
 
 def draw(document: dict[str, Any], folder: Path) -> None:
