@@ -794,7 +794,7 @@ def test_a_store_that_never_waits(make_site: MakeSite, server: Server) -> None:
     site = make_site()
     prompt = Prompt(site.store)
     browser = site.browser(a=1)
-    server.visit(wrap(site, App(put(b=2)), prompt), browser)
+    server.visit(wrap(site, App(each(load, put(b=2))), prompt), browser)
     assert stored(site, browser) == {"a": 1, "b": 2}
     assert set(prompt.threads) == {threading.get_ident()}
 
