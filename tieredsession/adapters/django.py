@@ -386,7 +386,6 @@ class SessionStore(SessionBase):  # type: ignore[misc]
         state.until = self._ends
         get_manager().save(state)
         if state.token is None:
-            self._state = None
             raise UpdateError
         if state.token != self.session_key:
             self._session_key = state.token
