@@ -306,10 +306,11 @@ def test_a_key_that_came_in_by_the_back_door(site: Site) -> None:
 
 
 def test_a_session_that_was_emptied(site: Site) -> None:
-    """A session that was emptied lives on without data, and keeps its cookie."""
+    """A session that was emptied lives on without data, and a look at it is no change."""
     browser = site.browser(a=1)
     response = browser.visit(lambda request: request.session.pop("a"))
     assert response.cookies[COOKIE].value
+    assert not browser.visit(look).cookies
     assert browser.data() == {}
     assert key(browser).exists(browser.cookie)
 

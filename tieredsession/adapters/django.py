@@ -402,7 +402,6 @@ class SessionStore(SessionBase):  # type: ignore[misc]
 
     def _token(self) -> str | None:
         """What ``SessionManager.sessions_of`` and ``end_all`` know the current session by."""
-        self._get_session()
         key: str | None = self.session_key
         return key
 
