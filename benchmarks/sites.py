@@ -134,11 +134,13 @@ def werkzeug_app(session_of: Callable[[Any], Any]) -> Any:
     return wrappers.Request.application(view)
 
 
-def flask_app(*, secret: str | None) -> Any:
-    """Without a *secret* Flask has no session."""
+def flask_app(*, secret: str | None, ours: bool = False) -> Any:
+    """Without a *secret* Flask has no session; *ours* or its own."""
     flask = import_module("flask")
     app = flask.Flask("benchmark")
     app.secret_key = secret
+    if ours:
+        import_module("tieredsession.adapters.flask").TieredSession(app)
 
     def view() -> str:
         return act(flask.session if secret else None, flask.request.path)
@@ -265,6 +267,7 @@ SITES: dict[str, Site] = {
     ),
     "Flask": Site(lambda _: over_wsgi(flask_app(secret=None))),
     "Flask, its session": Site(lambda _: over_wsgi(flask_app(secret=SECRET)), "Flask"),
+    "Flask, ours, cookie": Site(lambda _: over_wsgi(flask_app(secret=SECRET, ours=True)), "Flask"),
     "Starlette": Site(lambda _: over_asgi(starlette_app(secret=None))),
     "Starlette, its session": Site(lambda _: over_asgi(starlette_app(secret=SECRET)), "Starlette"),
 }

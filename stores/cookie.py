@@ -24,6 +24,7 @@ class SecureCookieSessionStore:
     """
 
     revocable = False
+    blocking = False
 
     def __init__(self, envelope: Envelope, observer: Observer | None = None) -> None:
         self._envelope = envelope

@@ -45,6 +45,7 @@ from tieredsession.errors import (
 from tieredsession.events import TokenRefused
 from tieredsession.options import StoreOptions
 from tieredsession.stores import datastore_rpc as rpc
+from tieredsession.stores.datastore_sweep import DatastoreSweep, sweep_value
 from tieredsession.tokens import Owners, SessionIds
 
 try:
@@ -59,8 +60,6 @@ MAX_SEALED = 1_048_572 - 2_048
 """Bytes of a sealed record: what Datastore takes as one entity, less our key and properties."""
 
 _WRITE_ID = 8  # bytes
-_DIGITS = 64  # hex digits of a SHA-256, with which every storage key ends
-_HOUR = 3600
 
 
 class SessionEntity(ndb.Model):  # type: ignore[misc]  # ndb has no types
@@ -137,11 +136,14 @@ class DatastoreSessionStore:
         self._ids = ids
         self._envelope = envelope
         self._observer = observer
-        self._deadline = partial(rpc.Deadline, deadline, clock, sleep, jitter)
+        new_deadline = partial(rpc.Deadline, clock=clock, sleep=sleep, jitter=jitter)
+        self._deadline = partial(new_deadline, deadline)
         self._kind = kind
         self._owners = owners
         self.principals = owners is not None
         self._requests: _Requests | None = None
+        self.sweepable = DatastoreSweep(self._connect, ids.prefix, kind, new_deadline)
+        """Where its expired entities are swept, for :func:`tieredsession.purge.purge`."""
 
     @classmethod
     def from_options(cls, options: StoreOptions) -> DatastoreSessionStore:
@@ -466,7 +468,7 @@ class _Requests:
         properties = entity.properties
         properties["data"].blob_value = sealed
         properties["expires"].timestamp_value.seconds = expires
-        properties["sweep"].string_value = f"{key[: 2 - _DIGITS]}{expires // _HOUR:010d}"
+        properties["sweep"].string_value = sweep_value(key, expires)
         properties["write"].blob_value = write + replaced.to_bytes(8, "big")
         if owner is not None:
             properties["owner"].string_value = owner

@@ -29,6 +29,7 @@ CommitResponse = _calls.CommitResponse.pb()
 QueryRequest = _calls.RunQueryRequest.pb()
 QueryResponse = _calls.RunQueryResponse.pb()
 Entity = _entities.Entity.pb()
+Key = _entities.Key.pb()
 
 _TRIES = 3
 _PAUSE = 0.05  # seconds at most before the second try, and twice that before the third

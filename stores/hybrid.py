@@ -30,6 +30,8 @@ class HybridSessionStore:
         self.cookie = cookie
         self.server = server
         self._limit = limit
+        self.sweepable = server
+        """Where rows are to be swept."""
 
     def load(self, token: str, now: float) -> Record | None:
         return self._home(token).load(token, now)

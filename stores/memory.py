@@ -16,6 +16,8 @@ class MemorySessionStore:
 
     revocable = True
     principals = True
+    shards = ("",)
+    sweep_rate: float | None = None
 
     def __init__(self, ids: SessionIds, observer: Observer | None = None) -> None:
         self._ids = ids
@@ -63,13 +65,29 @@ class MemorySessionStore:
     def label(self, token: str) -> str | None:
         return self._ids.label(token)
 
-    def sweep(self, now: float, limit: int, after: str | None = None) -> Swept:
+    def sweep(
+        self,
+        shard: str,
+        since: float,
+        until: float,
+        limit: int,
+        after: str | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> Swept:
         with self._lock:
-            keys = [key for key, record in self._records.items() if record.expires <= now]
+            keys = [key for key, record in self._records.items() if record.expires < until]
+            if dry_run:
+                return Swept(len(keys), len(keys), 0, 0, since, None)
             for key in keys[:limit]:
                 del self._records[key]
-        deleted = min(len(keys), limit)
-        return Swept(deleted, deleted, None, done=len(keys) <= limit)
+        done = len(keys) <= limit
+        swept = min(len(keys), limit)
+        return Swept(swept, swept, 0, 0, until if done else since, None if done else "more")
+
+    def oldest(self, shard: str) -> float | None:
+        with self._lock:
+            return min((record.expires for record in self._records.values()), default=None)
 
     def sessions_of(self, principal: str, now: float) -> list[Owned]:
         with self._lock:

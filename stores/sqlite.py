@@ -64,6 +64,8 @@ class SQLiteSessionStore:
     """
 
     revocable = True
+    shards = ("",)
+    sweep_rate: float | None = None
 
     def __init__(
         self,
@@ -161,13 +163,31 @@ class SQLiteSessionStore:
 
     # -- Sweepable --------------------------------------------------------------------
 
-    def sweep(self, now: float, limit: int, after: str | None = None) -> Swept:
+    def sweep(
+        self,
+        shard: str,
+        since: float,
+        until: float,
+        limit: int,
+        after: str | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> Swept:
+        """One statement, which looks at the expiry itself: *since* and *after* save nothing."""
+        if dry_run:
+            (found,), _ = self._run("SELECT count(*) FROM sessions WHERE expires < ?", (until,))
+            return Swept(found, found, 0, 0, since, None)
         _, deleted = self._run(
             "DELETE FROM sessions WHERE key IN"
-            " (SELECT key FROM sessions WHERE expires <= ? ORDER BY expires LIMIT ?)",
-            (now, limit),
+            " (SELECT key FROM sessions WHERE expires < ? ORDER BY expires LIMIT ?)",
+            (until, limit),
         )
-        return Swept(deleted, deleted, None, done=deleted < limit)
+        done = deleted < limit
+        return Swept(deleted, deleted, 0, 0, until if done else since, None if done else "more")
+
+    def oldest(self, shard: str) -> float | None:
+        (first,), _ = self._run("SELECT min(expires) FROM sessions", ())
+        return None if first is None else float(first)
 
     # -- ByPrincipal ------------------------------------------------------------------
 

@@ -206,6 +206,13 @@ class TieredSessionStore:
     def _by_principal(self) -> ByPrincipal:
         return cast("ByPrincipal", self.durable)
 
+    # -- sweeping ---------------------------------------------------------------------
+
+    @property
+    def sweepable(self) -> object:
+        """Where rows are to be swept. The cache forgets by itself."""
+        return self.durable
+
     # -- deleting ---------------------------------------------------------------------
 
     def _bury(self, key: str, now: float) -> None:

@@ -28,6 +28,8 @@ from tieredsession.wsgi import SESSION_KEY
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+pytest.register_assert_rewrite("adapters.scenarios")
+
 SECRET = "a long enough text, for tests alone: 0123456789"
 COOKIE = "__Host-id"
 

@@ -28,7 +28,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tieredsession.codec import MAX_BYTES, MAX_EXTENSION_DEPTH, MsgpackCodec
+from tieredsession.codec import MAX_BYTES, MAX_EXTENSION_DEPTH, MsgpackCodec, OwnType
 from tieredsession.errors import DecodeError, UnstorableError
 
 CODEC = MsgpackCodec()
@@ -810,3 +810,48 @@ def test_threads_share_a_codec() -> None:
 
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(work, range(12)))
+
+
+# -- types of a framework -------------------------------------------------------------
+
+
+class Shout(str):
+    """A framework's own kind of text."""
+
+    __slots__ = ()
+
+
+class Louder(Shout):
+    """A kind of that kind."""
+
+    __slots__ = ()
+
+
+OWN = MsgpackCodec(own_types=[OwnType(100, Shout, Shout.encode, lambda data: Shout(data.decode()))])
+
+
+def test_an_own_type_comes_back() -> None:
+    """A type that the codec was given comes back as what it was, at any depth."""
+    value = [Shout("a"), {"b": (Shout("é"), "c")}, {Shout("d")}]
+    assert exact(round_trip(value, OWN)) == exact(value)
+
+
+def test_an_own_type_is_that_type_alone() -> None:
+    """A subclass of a type that the codec was given is refused as any other."""
+    with pytest.raises(UnstorableError, match=r"session\['v'\] is a .*Louder"):
+        OWN.check("v", Louder("a"))
+
+
+def test_an_own_type_is_unknown_elsewhere() -> None:
+    """To a codec without the type, what has such a value in it is no session."""
+    payload = OWN.encode({"v": Shout("a")})
+    with pytest.raises(DecodeError):
+        CODEC.decode(payload)
+    with pytest.raises(UnstorableError):
+        CODEC.encode({"v": Shout("a")})
+
+
+def test_an_own_type_goes_before_pickle() -> None:
+    """A type that the codec was given is not pickled where others are."""
+    both = MsgpackCodec(pickle=True, own_types=[OwnType(100, Shout, Shout.encode, Shout)])
+    assert both.encode({"v": Shout("a")}) == OWN.encode({"v": Shout("a")})

@@ -22,9 +22,11 @@ from tieredsession.events import (
     CacheRefused,
     CookieNearLimit,
     Event,
+    ImportRefused,
     SessionCreated,
     SessionEnded,
     SessionGone,
+    SessionImported,
     SessionMerged,
     SessionRefreshed,
     SessionRenewed,
@@ -46,6 +48,16 @@ EVENTS: list[tuple[Event, int, str]] = [
         SessionMerged(("cart",), session=LABEL),
         logging.INFO,
         f"SessionMerged session={LABEL!r} keys=('cart',)",
+    ),
+    (
+        SessionImported("flask", ("cart",), session=LABEL),
+        logging.INFO,
+        f"SessionImported session={LABEL!r} kind='flask' dropped=('cart',)",
+    ),
+    (
+        ImportRefused("flask", "forged"),
+        logging.INFO,
+        "ImportRefused kind='flask' reason='forged'",
     ),
     (
         TokenRefused("forged", session=LABEL),

@@ -48,7 +48,14 @@ DEFAULTS: dict[str, Any] = {
     "SESSION_CACHE_CONTROL": "private",
     "SESSION_PICKLE": False,
     "SESSION_PRINCIPALS": False,
+    "SESSION_PURGE_URL": "/sessions/purge_old_sessions",
+    "SESSION_PURGE_BUDGET": 480,
+    "SESSION_PURGE_GRACE": 600,
+    "SESSION_PURGE_TOKEN": None,
+    "SESSION_PURGE_ACCOUNT": None,
+    "SESSION_PURGE_AUDIENCE": None,
     "SESSION_MERGE_RULES": {},
+    "SESSION_IMPORT_FROM": (),
 }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tieredsession.errors import Gone as Gone
     from tieredsession.errors import HeadersSentError as HeadersSentError
     from tieredsession.errors import MissingDependencyError as MissingDependencyError
+    from tieredsession.errors import NotLoadedError as NotLoadedError
     from tieredsession.errors import SessionError as SessionError
     from tieredsession.errors import SessionTooLarge as SessionTooLarge
     from tieredsession.errors import StoreError as StoreError
@@ -38,6 +39,7 @@ __all__ = [
     "Gone",
     "HeadersSentError",
     "MissingDependencyError",
+    "NotLoadedError",
     "Record",
     "Request",
     "Saved",
@@ -63,6 +65,7 @@ _HOMES = {
     "Gone": "errors",
     "HeadersSentError": "errors",
     "MissingDependencyError": "errors",
+    "NotLoadedError": "errors",
     "SessionError": "errors",
     "SessionTooLarge": "errors",
     "StoreError": "errors",

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from tieredsession.errors import SessionError
 
 _WRONG = 2  # the exit code of a wrong setting, the same as argparse's for a wrong option
+_INTERRUPTED = 130  # as the shell has it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SessionError as error:
         print(f"tieredsession: {error}", file=sys.stderr)
         return _WRONG
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     return code
 
 
@@ -56,7 +59,52 @@ def _parser() -> argparse.ArgumentParser:
         help="a port, or 0 for any that is free (default: %(default)s)",
     )
     demo.set_defaults(run=_demo)
+    _add_purge(commands.add_parser("purge", help="delete the sessions that have expired"))
     return parser
+
+
+def _add_purge(purge: argparse.ArgumentParser) -> None:
+    purge.description = (
+        "Delete the sessions that have expired. Ends with 0 when nothing is left, 3 when the "
+        "budget or the limit ended it first, 1 when a tier failed, 2 when a setting is wrong."
+    )
+    purge.add_argument(
+        "--settings",
+        metavar="MODULE",
+        help="the site's settings, as SessionMiddleware has them (default: the environment)",
+    )
+    purge.add_argument(
+        "--budget", type=_positive, metavar="SECONDS", help="stop after that (SESSION_PURGE_BUDGET)"
+    )
+    purge.add_argument(
+        "--limit", type=_positive, metavar="ROWS", help="delete at most so many sessions"
+    )
+    purge.add_argument("--dry-run", action="store_true", help="count, and delete nothing")
+    purge.add_argument(
+        "--full",
+        action="store_true",
+        help="read every session, also those that the index does not know of",
+    )
+    purge.add_argument(
+        "--no-ramp",
+        action="store_true",
+        help="delete as fast as Datastore lets, instead of by its 500/50/5 rule",
+    )
+    purge.add_argument("--json", action="store_true", help="print the report as JSON")
+    purge.add_argument(
+        "--check",
+        action="store_true",
+        help="delete nothing: say for how long the oldest expired session has been left, and end "
+        "with 1 if that is longer than --max-age",
+    )
+    purge.add_argument(
+        "--max-age",
+        type=_positive,
+        default=4 * 3600,
+        metavar="SECONDS",
+        help="for --check (default: %(default)s)",
+    )
+    purge.set_defaults(run=_purge)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -64,6 +112,18 @@ def _demo(options: argparse.Namespace) -> int:
 
     serve(options.store, options.host, options.port)
     return 0
+
+
+def _purge(options: argparse.Namespace) -> int:
+    from tieredsession.cli_purge import check, run
+
+    return check(options) if options.check else run(options)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _port(text: str) -> int:

@@ -5,7 +5,7 @@ What goes in comes out equal and of the same type: the JSON types, bytes, and da
 integers of any size, nested in any way. Keys of nested dicts may be any of these that
 Python can hash; keys of the session itself are strings. A bytearray or memoryview comes
 back as bytes. Subclasses (an enum, a named tuple, an ordered dict, a markup string) are
-refused, because they would come back as something else.
+refused, because they would come back as something else, unless an adapter brings the type.
 
 Decoding is bounded: by the size of the input, which also bounds the items of a container
 (each takes a byte), and by depth: 1024 lists and dicts in the decoder itself, 16 sets and
@@ -18,9 +18,9 @@ import datetime as dt
 import pickle as pickling
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -33,7 +33,8 @@ MAX_BYTES = 1 << 20
 _TABLES_FROM = 256  # bytes; a shorter session has no list that is worth the search
 MAX_EXTENSION_DEPTH = 16  # sets and tuples inside one another
 
-# Extension codes of format 1. They are never given a second meaning.
+# Extension codes of format 1. They are never given a second meaning. Those of an OwnType
+# begin at 64.
 _DATETIME_NAIVE = 2
 _DATETIME_ZONED = 3
 _DATE = 4
@@ -162,6 +163,19 @@ _COLLECTIONS: dict[int, Callable[[list[Any]], Any]] = {
 }
 
 
+class OwnType(NamedTuple):
+    """How a framework's own *kind* of value is kept: to bytes and back.
+
+    *code* marks it in what is stored, and is never given a second meaning: 64 is the markup
+    of Flask. What has such a value in it is not a session to a front end that lacks the type.
+    """
+
+    code: int
+    kind: type
+    pack: Callable[[Any], bytes]
+    unpack: Callable[[bytes], Any]
+
+
 class MsgpackCodec:
     """The codec of every store.
 
@@ -170,11 +184,20 @@ class MsgpackCodec:
             records never leave the server; ``SESSION_PICKLE`` switches it on.
         tables: keep lists of alike dicts as columns, for where every byte is weighed.
             They are decoded in any case.
+        own_types: what else can be kept, of exactly these types.
     """
 
-    def __init__(self, *, pickle: bool = False, tables: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        pickle: bool = False,
+        tables: bool = False,
+        own_types: Iterable[OwnType] = (),
+    ) -> None:
         self._pickle = pickle
         self._tables = tables
+        self._own_encoders = {own.kind: own for own in own_types}
+        self._own_decoders = {own.code: own.unpack for own in self._own_encoders.values()}
         self._local = threading.local()
         self._ext_hook = self._hook_at(0)
 
@@ -257,6 +280,9 @@ class MsgpackCodec:
                     raise ValueError("sets and tuples nested too deeply")
                 items = self._items(value, depth + 1)
                 return msgpack.ExtType(code, b"".join(items))
+            own = self._own_encoders.get(kind)
+            if own is not None:
+                return msgpack.ExtType(own.code, own.pack(value))
             if self._pickle:
                 return msgpack.ExtType(_PICKLE, pickling.dumps(value, 4))
             raise TypeError(kind)
@@ -295,7 +321,7 @@ class MsgpackCodec:
 
     def _hook_at(self, depth: int) -> Callable[[int, bytes], Any]:
         def hook(code: int, data: bytes) -> Any:
-            decoder = _PLAIN_DECODERS.get(code)
+            decoder = _PLAIN_DECODERS.get(code) or self._own_decoders.get(code)
             if decoder is not None:
                 return decoder(data)
             if code == _PICKLE and self._pickle:

@@ -7,7 +7,7 @@ in seconds since the epoch, UTC; nothing here reads a clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from tieredsession.events import Event
@@ -35,20 +35,16 @@ class Saved(NamedTuple):
     version: int
 
 
-class Swept(NamedTuple):
-    """One page of a sweep: rows looked at and deleted, where to go on, whether it ended."""
-
-    scanned: int
-    deleted: int
-    after: str | None
-    done: bool
-
-
 class SessionStore(Protocol):
     """Keeps bytes under a token until a time. It knows no session, cookie or framework.
 
     *revocable* says whether ``delete`` ends a session for whoever holds its token. It is
     false where the token is the data; there every save also makes a new token.
+
+    A store none of whose calls can be kept waiting, by a disk or a network, may say so with
+    ``blocking = False``: an event loop then calls it in place, and hands any other store's
+    calls to a thread. A store in memory that others take the place of in production does
+    better not to, so that an application meets the same rules with both.
 
     Whatever a store cannot answer is a :class:`~tieredsession.errors.StoreError`.
     """
@@ -91,13 +87,88 @@ class SessionStore(Protocol):
         ...
 
 
+class Swept(NamedTuple):
+    """What one page of a sweep came to.
+
+    *scanned* rows were looked at. *deleted* of them are gone; *spared* were alive after all;
+    *odd* say too little of themselves to be judged, and were left alone. What expired before
+    *reached* is gone from the shard, as far as the sweep went through it. *after* is where to
+    go on, ``None`` at the end of the shard.
+    """
+
+    scanned: int
+    deleted: int
+    spared: int
+    odd: int
+    reached: float
+    after: str | None
+
+
 class Sweepable(Protocol):
-    """A store that can delete its expired sessions page by page."""
+    """Rows that outlive their sessions until they are swept, in one or more *shards*.
 
-    def sweep(self, now: float, limit: int, after: str | None = None) -> Swept:
-        """Delete at most *limit* sessions that expired at or before *now*.
+    *sweep_rate* is how many deletions a second the store should meet at first, ``None`` for
+    as many as it takes.
+    """
 
-        *after* is the ``after`` of the page before, to go on from there.
+    shards: Sequence[str]
+    sweep_rate: float | None
+
+    def sweep(
+        self,
+        shard: str,
+        since: float,
+        until: float,
+        limit: int,
+        after: str | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> Swept:
+        """Delete one page of a shard: at most *limit* rows that expired before *until*.
+
+        Rows that expired before *since* may be left out: they are gone from an earlier
+        sweep. A live session is never deleted, whatever an index says. A dry run deletes
+        nothing and counts in *deleted* what it would have tried.
+        """
+        ...
+
+    def oldest(self, shard: str) -> float | None:
+        """When the row of a shard that expires first does so; ``None`` if there is no row."""
+        ...
+
+
+class Note(NamedTuple):
+    """A few bytes under a name, and the version that a change of them is conditional on."""
+
+    data: bytes
+    version: int
+
+
+class ShardedSweep(Sweepable, Protocol):
+    """A sweep of many shards, which several workers share and go on with from run to run."""
+
+    def read_notes(self, names: Sequence[str]) -> dict[str, Note]:
+        """Those of the notes *names* that there are."""
+        ...
+
+    def write_note(self, name: str, data: bytes, version: int | None) -> int | None:
+        """Replace the note that stands at *version*; ``None`` is where there is none yet.
+
+        The new version, or ``None`` if somebody else was faster.
+        """
+        ...
+
+    def plant(self, shard: str, expires: float) -> bool:
+        """Put a canary into the shard: a row that is no session, for the next sweep to take.
+
+        False if the one before is still there.
+        """
+        ...
+
+    def walk(self, shard: str, until: float, limit: int, after: str | None = None) -> Swept:
+        """As :meth:`sweep`, by reading every row of the shard, alive or not.
+
+        So it finds what the index of the expiry does not know of.
         """
         ...
 

@@ -23,16 +23,19 @@ class Reply(NamedTuple):
     *set_cookie* is the value of a ``Set-Cookie`` header, or ``None``; the response varies
     on ``Cookie`` in any case. *cache_control* goes with a ``Set-Cookie``. *expire_imported*
     is one more ``Set-Cookie``: it deletes another library's cookie whose session was taken over.
+    *expire_others* are more of that kind, where one site takes over from several.
     """
 
     set_cookie: str | None
     cache_control: str
     expire_imported: str | None = None
+    expire_others: tuple[str, ...] = ()
 
     @property
     def set_cookies(self) -> list[str]:
         """The values of all ``Set-Cookie`` headers."""
-        return [line for line in (self.set_cookie, self.expire_imported) if line is not None]
+        lines = (self.set_cookie, self.expire_imported, *self.expire_others)
+        return [line for line in lines if line is not None]
 
 
 def find(header: str | None, name: str) -> list[str]:
@@ -76,6 +79,8 @@ class CookieWriter:
         partitioned: bool = False,
     ) -> None:
         self.name = name
+        self.place = (name, (domain or "").lower().lstrip("."), path, partitioned)
+        """What a browser tells cookies apart by."""
         self._attributes = "".join(
             [
                 f"; Domain={domain}" if domain else "",

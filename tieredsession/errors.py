@@ -9,6 +9,7 @@
     ├── DecodeError                   authentic bytes that are not a session
     ├── SessionTooLarge               the cookie would not fit into 4096 bytes
     ├── HeadersSentError              a change that needs a cookie came after the headers
+    ├── NotLoadedError                an unread session was used on an event loop
     ├── Gone                          the session was ended, purged or has expired
     ├── Conflict                      another request saved the session first
     ├── CacheError                    a cache call failed; the store is asked instead
@@ -67,6 +68,10 @@ class SessionTooLarge(SessionError):
 
 class HeadersSentError(SessionError, RuntimeError):
     """The session changed in a way that needs a cookie after the headers had left."""
+
+
+class NotLoadedError(SessionError, RuntimeError):
+    """Reading the session would keep an event loop waiting; the message says what to do."""
 
 
 class Gone(SessionError):

@@ -43,6 +43,32 @@ class SessionCreated(SessionEvent):
     """A new session was saved."""
 
 
+@dataclass(frozen=True)
+class SessionImported(SessionEvent):
+    """A session that another framework's cookie held was saved as one of ours.
+
+    *kind* is the framework's. *dropped* are the top-level keys whose values no session of
+    ours can hold, or which have a meaning of their own here.
+    """
+
+    kind: str
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImportRefused(Event):
+    """Another framework's cookie was left where it is, and no session was taken over.
+
+    *reason* is one of: ``malformed``, ``forged``, ``expired``, ``future``, ``ambiguous`` and
+    ``undecodable`` as in ``TokenRefused``; ``pickled`` (authentic, but only pickle could read
+    it); ``oversized`` (it is too large, or what it holds is); ``superseded`` (authentic, but
+    a session of ours came with it: if that goes on, the browser was not made to delete it).
+    """
+
+    kind: str
+    reason: str
+
+
 class SessionSaved(SessionEvent):
     """Changes to an existing session were saved."""
 
@@ -134,3 +160,54 @@ class BreakerClosed(Event):
 
     server: str
     marked: int
+
+
+@dataclass(frozen=True)
+class Purged(Event):
+    """A run of the purge, and how far it came. Also what :func:`tieredsession.purge.purge` answers.
+
+    Attributes:
+        scanned: rows that were looked at.
+        deleted: rows that are gone; in a dry run, that would have been tried.
+        spared: rows that an index called expired and that were alive.
+        odd: rows that say too little to be judged, and are left alone, and notes of earlier
+            runs that cannot be true.
+        failed: calls that a tier did not answer. The rows are left for the next run.
+        error: what the last of them said, or ``None``.
+        stuck: shards in which the canary of an earlier run is still there, although the sweep
+            says that it went past: the sweep does not do what it says.
+        shards: into how many parts the store is divided.
+        shards_done: how many of them have nothing left that this run should delete.
+        shards_taken: how many were left to another worker that is at them.
+        oldest_expired_age: for how many seconds the oldest row that this run should have deleted
+            has been expired; ``None`` if there is none, or nobody could say.
+        seconds: how long the run took.
+        rate: rows deleted a second.
+        completed: whether nothing is left to do.
+        next: seconds until another run is of use.
+        dry_run: whether anything was deleted at all.
+    """
+
+    scanned: int
+    deleted: int
+    spared: int
+    odd: int
+    failed: int
+    error: str | None
+    stuck: int
+    shards: int
+    shards_done: int
+    shards_taken: int
+    oldest_expired_age: float | None
+    seconds: float
+    rate: float
+    completed: bool
+    next: float
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class PurgeRefused(Event):
+    """Somebody asked for the purge who may not. *reason* is for the operator alone."""
+
+    reason: str

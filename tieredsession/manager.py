@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import uniform
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tieredsession import events
 from tieredsession.contracts import ByPrincipal, Codec, Observer, Record, Saved, SessionStore
@@ -24,10 +24,25 @@ from tieredsession.errors import (
     SessionTooLarge,
     StoreError,
     StoreUnavailable,
+    UnstorableError,
 )
 from tieredsession.merge import MergeRule, merge, queues
 from tieredsession.observers import fan_out
-from tieredsession.session import DEVICE, FLASH, LIFETIME, PERSISTENT, Session, State
+from tieredsession.session import (
+    CSRF,
+    DEVICE,
+    FLASH,
+    LIFETIME,
+    PERSISTENT,
+    Fork,
+    Imported,
+    MovingIn,
+    Session,
+    State,
+)
+
+if TYPE_CHECKING:
+    from tieredsession.importing import Foreign, Importer
 
 CLOCK_SKEW = 300
 """Seconds by which the clocks of two servers of a site may differ."""
@@ -36,6 +51,7 @@ _TRIES = 16  # saves against other writers; each loss means that somebody else s
 _AT_ONCE = 3  # tries before a random pause, up to ...
 _PAUSE = 0.002  # ... so many seconds more each time
 _WARN_FROM = MAX_LINE * 3 // 4
+_OWN_KEYS = frozenset({CSRF, DEVICE, FLASH, LIFETIME, PERSISTENT})
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,7 @@ class SessionManager:
         lifetimes: how long sessions live.
         cache_control: ``"private"`` or ``"no-store"``, beside every ``Set-Cookie``.
         merge_rules: top-level key to what decides when two requests changed it.
+        importer: finds the sessions of other frameworks, to be taken over.
         observers: are told what happened.
         clock: seconds since the epoch, UTC. Nothing else here knows the time.
         sleep: waits for a number of seconds, between tries against many other writers.
@@ -97,11 +114,13 @@ class SessionManager:
         *,
         cache_control: str = "private",
         merge_rules: Mapping[str, MergeRule] | None = None,
+        importer: Importer | None = None,
         observers: Iterable[Observer] = (),
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.store = store
+        self.blocking = getattr(store, "blocking", True)
         self.codec = codec
         self.cookie = cookie
         self.lifetimes = lifetimes or Lifetimes()
@@ -109,6 +128,7 @@ class SessionManager:
         self._sleep = sleep
         self._cache_control = cache_control
         self._rules = {FLASH: queues, **(merge_rules or {})}
+        self._importer = importer
         self._observe = fan_out(observers)
 
     # -- the request ------------------------------------------------------------------
@@ -117,10 +137,11 @@ class SessionManager:
         """The session of a request, unread. *cookie_header* is the raw ``Cookie`` header."""
         return Session(self, cookie_header)
 
-    def close(self, session: Session, status: int = 200) -> Reply | None:
+    def close(self, session: Session, status: int = 200, *, saved: bool = False) -> Reply | None:
         """Save what changed and answer what the response owes; ``None`` if untouched.
 
-        Call it before the headers leave. A response of 5xx saves nothing.
+        Call it before the headers leave. A response of 5xx saves nothing. What was *saved*
+        already, because here is not the place to wait for a store, is not looked at again.
 
         Raises:
             StoreError: it could not be saved; the response must not claim that it was.
@@ -128,11 +149,18 @@ class SessionManager:
         """
         state = session._state
         if state is not None and status < 500:
-            self.save(state)
+            if not saved:
+                self.save(state)
             if state.set_cookie is None and state.stale:
                 state.set_cookie = self.cookie.expire()
         session._status = status
-        return None if state is None else Reply(state.set_cookie, self._cache_control)
+        if state is None:
+            return None
+        moving = state.moving
+        if moving is None or not moving.is_over or not moving.expire:
+            return Reply(state.set_cookie, self._cache_control)
+        first, *others = moving.expire
+        return Reply(state.set_cookie, self._cache_control, first, tuple(others))
 
     def finish(self, session: Session) -> None:
         """After the body: save what changed since the headers left, unless they were 5xx.
@@ -143,6 +171,31 @@ class SessionManager:
         state, status = session._state, session._status
         if state is not None and status is not None and status < 500:
             self.save_late(state)
+
+    # -- the request on an event loop, which nothing may keep waiting ---------------------
+
+    def load_blocks(self, cookie_header: str | None) -> bool:
+        """Whether :meth:`load` would ask a store that can keep it waiting. No call is made."""
+        return self.blocking and any(
+            self.store.label(token) is not None for token in find(cookie_header, self.cookie.name)
+        )
+
+    def save_blocks(self, state: State) -> bool:
+        """Whether :meth:`save` has anything for a store that can keep it waiting."""
+        if not self.blocking or self.is_modified(state):
+            return self.blocking
+        record, now = state.record, self.clock()
+        return record is not None and self._due(
+            state, record, self._expiry(state, record.created, now), now
+        )
+
+    def fork(self, state: State) -> Fork:
+        """A copy of *state* to save in another thread.
+
+        Raises:
+            UnstorableError: there is a value that cannot be kept.
+        """
+        return Fork(state, self.codec.decode(self.codec.encode(state.data)), self._rules)
 
     # -- the sessions of a principal --------------------------------------------------
 
@@ -217,7 +270,9 @@ class SessionManager:
         """Find and read the session that the cookies stand for."""
         tokens = find(cookie_header, self.cookie.name)
         if not tokens:
-            return State({})
+            if self._importer is None:
+                return State({})
+            return self._begin(self._importer, cookie_header)
         now = self.clock()
         try:
             found = [(t, r) for t in tokens if (r := self._accept(t, now)) is not None]
@@ -227,11 +282,17 @@ class SessionManager:
         if len(found) == 1:
             token, record = found[0]
             try:
-                return State(self.codec.decode(record.payload), token, record)
+                state = State(self.codec.decode(record.payload), token, record)
             except DecodeError:
                 self._refused("undecodable", token)
+            else:
+                if self._importer is not None:
+                    self._pass_over(state, self._importer, cookie_header, now)
+                return state
         elif found:
             self._refused("ambiguous", found[0][0])
+        elif self._importer is not None:
+            return self._begin(self._importer, cookie_header, stale=True)
         return State({}, stale=True)
 
     def save(self, state: State) -> None:
@@ -259,7 +320,7 @@ class SessionManager:
 
     def save_late(self, state: State) -> None:
         """As :meth:`save`, after the headers have left."""
-        if self.is_modified(state):
+        if self.is_modified(state) and not self._is_as_imported(state):
             if self.needs_cookie(state):
                 raise HeadersSentError(
                     "the session changed after the headers had left, and saving it needs a "
@@ -299,11 +360,84 @@ class SessionManager:
             return None
         return record
 
+    # -- moving in from another framework ---------------------------------------------
+
+    def _begin(
+        self, importer: Importer, cookie_header: str | None, *, stale: bool = False
+    ) -> State:
+        """The state of a visitor for whom the store holds nothing."""
+        found, refused = importer.read(cookie_header, self.clock())
+        if not found:
+            for kind, reason in refused:
+                self._not_imported(kind, reason)
+            return State({}, stale=stale)
+        data = {}
+        dropped = []
+        for key, value in found[0].data.items():
+            try:
+                self.codec.check(key, value)
+            except UnstorableError:
+                dropped.append(key)
+                continue
+            if key in _OWN_KEYS:
+                dropped.append(key)
+            else:
+                data[key] = value
+        state = State(data, stale=stale)
+        imported = Imported(found[0].kind, self.codec.encode(data), tuple(dropped))
+        state.moving = MovingIn(_deletions(found), imported)
+        return state
+
+    def _pass_over(
+        self, state: State, importer: Importer, cookie_header: str | None, now: float
+    ) -> None:
+        """A session of ours goes before any other; when it ends, so do the others."""
+        found, _ = importer.read(cookie_header, now)
+        if found:
+            state.moving = MovingIn(_deletions(found))
+        for foreign in found:
+            self._not_imported(foreign.kind, "superseded")
+
+    def _take_over(self, state: State, moving: MovingIn, imported: Imported, now: float) -> None:
+        """Save a session that another framework's cookie held; then that cookie goes."""
+        ended = state.ended
+        if not state.is_empty:
+            try:
+                self._create(state, now)
+            except SessionTooLarge:
+                if not self._is_as_imported(state):
+                    raise
+                # A page that only reads must not fail: the next one imports it again, from
+                # a cookie that may have our name and is not to be deleted as a dead one.
+                self._not_imported(imported.kind, "oversized")
+                state.stale = False
+                return
+        moving.imported = None
+        moving.is_over = True
+        if state.token is not None and not ended and self._observe is not None:
+            label = self._label(state.token)
+            self._observe(events.SessionImported(imported.kind, imported.dropped, session=label))
+
+    def _is_as_imported(self, state: State) -> bool:
+        """Whether nothing happened to *state* but that it was imported."""
+        if state.moving is None or state.moving.imported is None:
+            return False
+        if state.renewed or state.force:  # as by bind(), which need not change the data
+            return False
+        return self.codec.encode(state.data) == state.moving.imported.payload
+
+    def _not_imported(self, kind: str, reason: str) -> None:
+        if self._observe is not None:
+            self._observe(events.ImportRefused(kind, reason))
+
     # -- saving -----------------------------------------------------------------------
 
     def _save(self, state: State, now: float) -> None:
         if state.token is None or state.record is None:
-            if not state.is_empty:
+            moving = state.moving
+            if moving is not None and moving.imported is not None:
+                self._take_over(state, moving, moving.imported, now)
+            elif not state.is_empty:
                 self._create(state, now)
         elif state.ended:
             self._end(state, state.token, state.record, now)
@@ -370,6 +504,8 @@ class SessionManager:
         state.token = state.record = None
         state.ended = state.renewed = state.restarted = state.force = False
         state.set_cookie = self.cookie.expire()
+        if state.moving is not None:
+            state.moving.is_over = True
 
     def _keep(self, state: State, record: Record, saved: Saved, now: float) -> None:
         """Remember what the store now holds, and the cookie if the visitor needs one."""
@@ -475,3 +611,7 @@ class SessionManager:
     def _failed(self, error: StoreError) -> None:
         if self._observe is not None:
             self._observe(events.StoreFailed(f"{type(error).__name__}: {error}"))
+
+
+def _deletions(found: Iterable[Foreign]) -> tuple[str, ...]:
+    return tuple(foreign.expire for foreign in found if foreign.expire is not None)

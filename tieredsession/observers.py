@@ -15,7 +15,11 @@ from tieredsession.events import (
     CacheRefused,
     CookieNearLimit,
     Event,
+    ImportRefused,
+    Purged,
+    PurgeRefused,
     SessionGone,
+    SessionImported,
     SessionMerged,
     StoreFailed,
     TokenRefused,
@@ -25,13 +29,17 @@ _log = logging.getLogger("tieredsession")
 
 _LEVELS: dict[type[Event], int] = {
     TokenRefused: logging.INFO,
+    ImportRefused: logging.INFO,
+    SessionImported: logging.INFO,
     SessionMerged: logging.INFO,
     SessionGone: logging.INFO,
     BreakerClosed: logging.INFO,
+    Purged: logging.INFO,
     BreakerOpened: logging.WARNING,
     CacheFailed: logging.WARNING,
     CacheRefused: logging.WARNING,
     CookieNearLimit: logging.WARNING,
+    PurgeRefused: logging.WARNING,
     StoreFailed: logging.ERROR,
 }
 
@@ -91,7 +99,7 @@ class OpenTelemetryObserver:
 
     def __call__(self, event: Event, /) -> None:
         attributes = {"event": type(event).__name__}
-        if isinstance(event, (CacheRefused, TokenRefused)):
+        if isinstance(event, (CacheRefused, ImportRefused, TokenRefused)):
             attributes["reason"] = event.reason
         self._counter.add(1, attributes)
 

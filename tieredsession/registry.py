@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tieredsession.codec import MsgpackCodec
+from tieredsession.codec import MsgpackCodec, OwnType
 from tieredsession.contracts import Cache, Observer, SessionStore
 from tieredsession.cookies import CookieWriter
 from tieredsession.errors import ConfigurationError, MissingDependencyError
@@ -18,6 +18,9 @@ from tieredsession.observers import fan_out
 from tieredsession.options import StoreOptions
 from tieredsession.settings import COOKIE_STORE, HYBRID_STORE, Settings
 from tieredsession.url import URL
+
+if TYPE_CHECKING:
+    from tieredsession.importing import Importer
 
 SERVER_STORES = {
     "datastore": "tieredsession.stores.GAESessionStore",
@@ -116,25 +119,31 @@ def open_manager(
     store: SessionStore | None = None,
     observers: Iterable[Observer] = (),
     clock: Callable[[], float] = time.time,
+    own_types: Iterable[OwnType] = (),
 ) -> SessionManager:
-    """A manager as *settings* describe it, over *store* or the one that they name."""
+    """A manager as *settings* describe it, over *store* or the one that they name.
+
+    *own_types* are what sessions of a framework can hold besides.
+    """
     observers = tuple(observers)
+    cookie = CookieWriter(
+        settings.session_cookie_name,
+        domain=settings.session_cookie_domain,
+        path=settings.session_cookie_path,
+        secure=settings.session_cookie_secure,
+        httponly=settings.session_cookie_httponly,
+        samesite=settings.session_cookie_samesite,
+        partitioned=settings.session_cookie_partitioned,
+    )
     return SessionManager(
         store if store is not None else open_store(settings, observers),
         MsgpackCodec(
             pickle=settings.session_pickle,
             tables=settings.session_cookie_compress
             and settings.session_store in (COOKIE_STORE, HYBRID_STORE),
+            own_types=own_types,
         ),
-        CookieWriter(
-            settings.session_cookie_name,
-            domain=settings.session_cookie_domain,
-            path=settings.session_cookie_path,
-            secure=settings.session_cookie_secure,
-            httponly=settings.session_cookie_httponly,
-            samesite=settings.session_cookie_samesite,
-            partitioned=settings.session_cookie_partitioned,
-        ),
+        cookie,
         Lifetimes(
             idle=settings.session_cookie_age,
             absolute=settings.session_absolute_age,
@@ -143,8 +152,23 @@ def open_manager(
         ),
         cache_control=settings.session_cache_control,
         merge_rules=settings.session_merge_rules,
+        importer=_importer(settings, cookie),
         observers=observers,
         clock=clock,
+    )
+
+
+def _importer(settings: Settings, cookie: CookieWriter) -> Importer | None:
+    if not settings.session_import_from:
+        return None
+    from tieredsession.importing import Importer
+
+    return Importer(
+        settings.session_import_from,
+        [settings.secret_key, *settings.secret_key_fallbacks],
+        cookie=cookie,
+        secure=settings.session_cookie_secure,
+        samesite=settings.session_cookie_samesite,
     )
 
 

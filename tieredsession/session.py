@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Iterator, MutableMapping
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from copy import copy, deepcopy
 from datetime import timedelta
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from tieredsession.contracts import Codec, Record
 from tieredsession.errors import HeadersSentError
+from tieredsession.merge import MergeRule, merge
 from tieredsession.tokens import encode_base64
 
 FLASH = "_flash"
@@ -28,6 +29,33 @@ MAX_FLASHES = 50
 """Messages of one queue; beyond it, the oldest are dropped."""
 
 
+class Imported(NamedTuple):
+    """What a session of ours begins with that another framework's cookie held.
+
+    *payload* is all of it but the keys *dropped*, encoded. *kind* is the framework's.
+    """
+
+    kind: str
+    payload: bytes
+    dropped: tuple[str, ...]
+
+
+class MovingIn:
+    """The other frameworks' cookies that came with a request. For the manager.
+
+    *expire* are the lines that delete them. *imported* is what was read from one of them,
+    until it is saved; ``None`` if a session of ours came, too.
+    """
+
+    __slots__ = ("expire", "imported", "is_over")
+
+    def __init__(self, expire: tuple[str, ...], imported: Imported | None = None) -> None:
+        self.expire = expire
+        self.imported = imported
+        self.is_over = False
+        """The session has been saved or ended: the response has to delete those cookies."""
+
+
 class State:
     """What is known of a session once it has been touched. For the manager.
 
@@ -40,6 +68,7 @@ class State:
         "ended",
         "force",
         "keep_empty",
+        "moving",
         "principal",
         "record",
         "renewed",
@@ -79,11 +108,49 @@ class State:
         """A front end's own rule: when a session that is saved at that time ends, to the second."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
+        self.moving: MovingIn | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing worth a session: no data, and nobody's name."""
         return not self.data and self.principal is None and not self.keep_empty
+
+
+class Fork:
+    """A copy of a state, for another thread to save while the state may go on changing.
+
+    Args:
+        state: what the request goes on with.
+        data: a deep copy of its data.
+        rules: for what both sides change.
+    """
+
+    def __init__(self, state: State, data: dict[str, Any], rules: Mapping[str, MergeRule]) -> None:
+        self._state = state
+        self._before = copy(state)
+        self._before.data = data
+        self._rules = rules
+        self.copy = copy(state)
+        self.copy.data = dict(data)
+
+    def join(self) -> None:
+        """Let the state know what became of the copy. What it changed meanwhile is unsaved."""
+        state, before, after = self._state, self._before, self.copy
+        renamed = before.principal is not None and state.principal != before.principal
+        # Nothing of a session that was left comes into the one that follows it.
+        left = renamed or (state.ended and not before.ended)
+        if after.data != before.data and not left:
+            merged, _ = merge(before.data, state.data, after.data, self._rules)
+            state.data.clear()
+            state.data.update(merged)
+        for name in ("principal", "created"):
+            if getattr(state, name) == getattr(before, name):
+                setattr(state, name, getattr(after, name))
+        for name in ("ended", "renewed", "restarted", "force"):
+            came = getattr(state, name) and not getattr(before, name)
+            setattr(state, name, getattr(after, name) or came)
+        state.token, state.record = after.token, after.record
+        state.set_cookie, state.stale = after.set_cookie, after.stale
 
 
 class SessionIO(Protocol):
@@ -303,13 +370,17 @@ class Session(MutableMapping[str, Any]):
         if state is None:
             return
         record = state.record
+        origin: Record | Imported | None = record
+        if origin is None and state.moving is not None:
+            origin = state.moving.imported
         fresh = State(
-            {} if record is None else self._io.codec.decode(record.payload),
+            {} if origin is None else self._io.codec.decode(origin.payload),
             state.token,
             record,
             stale=state.stale,
         )
         fresh.set_cookie = state.set_cookie
+        fresh.moving = state.moving
         self._state = fresh
 
     def save(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tieredsession.cookies import MAX_AGE
 from tieredsession.errors import ConfigurationError
@@ -20,6 +20,9 @@ from tieredsession.keyring import check_secret
 from tieredsession.merge import MergeRule
 from tieredsession.session import MAX_LIFETIME
 from tieredsession.url import parse_bool
+
+if TYPE_CHECKING:
+    from tieredsession.importing import ImportFrom
 
 _log = logging.getLogger("tieredsession")
 
@@ -71,6 +74,11 @@ def _seconds(value: Any) -> int:
     return seconds
 
 
+def _duration(value: Any) -> int:
+    """As :func:`_seconds`, and 0."""
+    return 0 if value in (0, "0") and type(value) is not bool else _seconds(value)
+
+
 def _share(value: Any) -> float:
     try:
         share = float(value)
@@ -111,6 +119,13 @@ def _rules(value: Any) -> dict[str, MergeRule]:
     if not isinstance(value, Mapping) or not all(callable(rule) for rule in value.values()):
         raise ValueError("a mapping of session keys to functions rule(base, mine, theirs)")
     return dict(value)
+
+
+def _imports(value: Any) -> tuple[ImportFrom, ...]:
+    # Only who moves in pays for what reads other frameworks' cookies.
+    from tieredsession.importing import parse_imports
+
+    return parse_imports(value)
 
 
 _STORES = "tieredsession.stores"
@@ -241,11 +256,55 @@ SETTINGS: tuple[Setting, ...] = (
         "Keep an index from users to their sessions, to list them and to end them.",
     ),
     Setting(
+        "SESSION_PURGE_URL",
+        "/sessions/purge_old_sessions",
+        _optional(_string),
+        "The path at which cron may call the purge. Empty: none.",
+    ),
+    Setting(
+        "SESSION_PURGE_BUDGET",
+        480,
+        _seconds,
+        "Seconds after which a run of the purge stops, to go on at the next call.",
+    ),
+    Setting(
+        "SESSION_PURGE_GRACE",
+        600,
+        _duration,
+        "Seconds after its end for which a session is not yet purged.",
+    ),
+    Setting(
+        "SESSION_PURGE_TOKEN",
+        None,
+        _optional(_secret),
+        "A secret of at least 32 bytes: whoever sends it as ``Authorization: Bearer`` may call "
+        "the purge.",
+    ),
+    Setting(
+        "SESSION_PURGE_ACCOUNT",
+        None,
+        _optional(_string),
+        "The service account as which Cloud Scheduler may call the purge, with an OIDC token. "
+        "Needs the extra ``oidc``.",
+    ),
+    Setting(
+        "SESSION_PURGE_AUDIENCE",
+        None,
+        _optional(_string),
+        "The audience that such a token must be for: the URL that the scheduler calls.",
+    ),
+    Setting(
         "SESSION_MERGE_RULES",
         {},
         _rules,
         "Key to a function that decides when two requests changed it, as in "
         "``{'hits': tieredsession.merge.counter}``.",
+    ),
+    Setting(
+        "SESSION_IMPORT_FROM",
+        (),
+        _imports,
+        "Take over live sessions of Flask, Django, Starlette or Werkzeug: ``docs/moving-in.rst``.",
     ),
 )
 
@@ -303,7 +362,14 @@ class Settings:
     session_cache_control: str
     session_pickle: bool
     session_principals: bool
+    session_purge_url: str | None
+    session_purge_budget: int
+    session_purge_grace: int
+    session_purge_token: str | bytes | None
+    session_purge_account: str | None
+    session_purge_audience: str | None
     session_merge_rules: dict[str, MergeRule]
+    session_import_from: tuple[ImportFrom, ...]
 
     def __init__(self, source: object = None, **overrides: Any) -> None:
         given = self._given = {**_collect(source), **_rename(overrides)}
@@ -342,6 +408,7 @@ class Settings:
         for secret in self.secret_key_fallbacks:
             check_secret(secret, "SECRET_KEY_FALLBACKS")
         self._check_cookie()
+        self._check_purge()
         if self.session_store in (COOKIE_STORE, HYBRID_STORE):
             hybrid = self.session_store == HYBRID_STORE
             for name, value in (
@@ -366,6 +433,17 @@ class Settings:
             )
         if self.session_cookie_age > MAX_AGE and not self.session_expire_at_browser_close:
             _log.warning("SESSION_COOKIE_AGE: browsers cut a persistent cookie to 400 days")
+
+    def _check_purge(self) -> None:
+        if self.session_purge_token is not None:
+            check_secret(self.session_purge_token, "SESSION_PURGE_TOKEN")
+        if (self.session_purge_account is None) != (self.session_purge_audience is None):
+            raise ConfigurationError(
+                "SESSION_PURGE_ACCOUNT and SESSION_PURGE_AUDIENCE go together: set both, or neither"
+            )
+        url = self.session_purge_url
+        if url is not None and not url.startswith("/"):
+            raise ConfigurationError("SESSION_PURGE_URL must begin with '/', or be empty")
 
     def _check_cookie(self) -> None:
         name = self.session_cookie_name

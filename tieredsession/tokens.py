@@ -28,6 +28,7 @@ _LAST = (
 )
 
 TOKEN_LENGTH = 32
+KEY_DIGITS = 64
 _RANDOM = 16
 MAC_BYTES = 8
 
@@ -75,6 +76,11 @@ class SessionIds:
         self._authenticator = authenticator
         self._prefix = prefix
         self._random = random
+
+    @property
+    def prefix(self) -> str:
+        """What every storage key begins with; ``KEY_DIGITS`` hex digits follow."""
+        return self._prefix
 
     def mint(self) -> tuple[str, str]:
         """A new token, from the operating system's random source, and its storage key."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
 from tieredsession.errors import StoreUnavailable
+from tieredsession.frontend import UNAVAILABLE, UNAVAILABLE_HEADERS, PlainHTTPWatch
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
 from tieredsession.session import Session
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 SESSION_KEY = "tieredsession.session"
 """The key of the WSGI environ under which an application finds its :class:`Session`."""
 
-_log = logging.getLogger("tieredsession")
-
 
 class SessionMiddleware:
     """Gives *app* a session in ``environ["tieredsession.session"]``.
@@ -31,6 +28,7 @@ class SessionMiddleware:
     Changes are saved when the application starts its response, before a byte leaves. A
     change in the middle of a streamed body is saved at its end. If a store cannot answer,
     the visitor gets ``503 Service Unavailable``, and no change is claimed that was not made.
+    Cron may call the purge at ``SESSION_PURGE_URL`` (:mod:`tieredsession.cron`).
 
     Args:
         app: any WSGI application.
@@ -57,15 +55,21 @@ class SessionMiddleware:
     ) -> None:
         if not isinstance(settings, Settings) or overrides:
             settings = Settings(settings, **overrides)
+        observers = tuple(observers)
         self.manager = open_manager(settings, store=store, observers=observers, clock=clock)
         self._app = app
-        self._watch_peers = not settings.session_cookie_secure
-        if self._watch_peers and ("K_SERVICE" in os.environ or "GAE_ENV" in os.environ):
-            self._warn("this is a cloud service")
+        self._watch = PlainHTTPWatch(settings)
+        self._purge_url = settings.session_purge_url
+        if self._purge_url is not None:
+            from tieredsession.cron import PurgeView
+
+            self._purge = PurgeView(self.manager.store, settings, observers=observers, clock=clock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if self._watch_peers:
-            self._look_at_peer(environ.get("REMOTE_ADDR", ""))
+        if self._watch.active:
+            self._watch.look_at(environ.get("REMOTE_ADDR", ""))
+        if environ.get("PATH_INFO", "") == self._purge_url:
+            return self._purge(environ, start_response)
         manager = self.manager
         session = environ[SESSION_KEY] = Session(manager, environ.get("HTTP_COOKIE"))
 
@@ -87,7 +91,7 @@ class SessionMiddleware:
             if session.headers_sent:
                 raise
             return _unavailable(start_response)
-        if session._status is not None and (type(body) is list or _is_finished(body, environ)):
+        if session._status is not None and (type(body) is list or is_finished(body, environ)):
             if session._state is not None:
                 self._finish(session, body)
             return body
@@ -99,24 +103,6 @@ class SessionMiddleware:
         except BaseException:
             _close(body)  # which nobody else will get to see
             raise
-
-    def _look_at_peer(self, address: str) -> None:
-        from ipaddress import ip_address
-
-        try:
-            local = not address or ip_address(address.removeprefix("::ffff:")).is_loopback
-        except ValueError:
-            local = False
-        if not local:
-            self._watch_peers = False  # said once
-            self._warn(f"a request came from {address}")
-
-    def _warn(self, reason: str) -> None:
-        _log.warning(
-            "SESSION_COOKIE_SECURE is False, which is for development on one's own machine, "
-            "and %s: session cookies travel in clear",
-            reason,
-        )
 
 
 class SessionMixin:
@@ -185,7 +171,7 @@ def _close(body: Iterable[bytes]) -> None:
         close()
 
 
-def _is_finished(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
+def is_finished(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
     """Whether nothing of the application runs while *body* is sent."""
     if type(body) in (list, tuple):
         return True
@@ -194,12 +180,5 @@ def _is_finished(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
 
 
 def _unavailable(start_response: StartResponse) -> Iterable[bytes]:
-    text = b"Service Unavailable\n"
-    headers = [
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("Content-Length", str(len(text))),
-        ("Cache-Control", "no-store"),
-        ("Retry-After", "5"),
-    ]
-    start_response("503 Service Unavailable", headers)
-    return [text]
+    start_response("503 Service Unavailable", list(UNAVAILABLE_HEADERS))
+    return [UNAVAILABLE]

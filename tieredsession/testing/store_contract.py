@@ -16,16 +16,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from tieredsession.contracts import ByPrincipal, Record, SessionStore, Sweepable
+from tieredsession.contracts import ByPrincipal, Record, SessionStore
 from tieredsession.errors import Conflict, Gone
+from tieredsession.purge import find_sweepable
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0
 _RECORD = Record(b"payload", NOW + HOUR, NOW)
-
-
-class SweepableStore(SessionStore, Sweepable, Protocol):
-    """A store that is also sweepable."""
+_THEN = 1_600_000_000.0
+_OLD = Record(b"payload", _THEN + HOUR, _THEN)
 
 
 class IndexedStore(SessionStore, ByPrincipal, Protocol):
@@ -235,32 +234,54 @@ class StoreContract:
 
 
 class SweepContract:
-    """Tests of :class:`~tieredsession.contracts.Sweepable`."""
+    """Tests of :class:`~tieredsession.contracts.Sweepable`.
 
-    def test_a_sweep_takes_the_expired_alone(self, store: SweepableStore) -> None:
+    The time is years ago, for a server that knows the time deletes nothing before its own.
+    """
+
+    def test_a_sweep_takes_the_expired_alone(self, store: SessionStore) -> None:
         """Of live and expired sessions, a sweep deletes the expired ones."""
-        dead = [store.create(_RECORD, NOW).token for _ in range(5)]
-        live = store.create(_RECORD._replace(expires=NOW + 3 * HOUR), NOW).token
-        assert _sweep(store, NOW + 2 * HOUR, 100) == 5
-        assert store.load(live, NOW + 2 * HOUR) is not None
-        assert all(store.load(token, NOW) is None for token in dead)
+        dead = [store.create(_OLD, _THEN).token for _ in range(5)]
+        live = store.create(_OLD._replace(expires=_THEN + 9 * HOUR), _THEN).token
+        assert _sweep(store, _THEN + 3 * HOUR, 100) == 5
+        assert store.load(live, _THEN + 3 * HOUR) is not None
+        assert all(store.load(token, _THEN) is None for token in dead)
+        assert _sweep(store, _THEN + 3 * HOUR, 100) == 0
 
-    def test_a_sweep_goes_page_by_page(self, store: SweepableStore) -> None:
+    def test_a_sweep_goes_page_by_page(self, store: SessionStore) -> None:
         """A page deletes no more than its limit, and the pages end when nothing is left."""
         for _ in range(7):
-            store.create(_RECORD, NOW)
-        page = store.sweep(NOW + 2 * HOUR, 3)
-        assert page.deleted <= 3
-        assert page.deleted + _sweep(store, NOW + 2 * HOUR, 3, page.after) == 7
-        assert _sweep(store, NOW + 2 * HOUR, 3) == 0
+            store.create(_OLD, _THEN)
+        part = find_sweepable(store)
+        pages = [part.sweep(shard, 0.0, _THEN + 3 * HOUR, 3) for shard in part.shards]
+        assert all(page.deleted <= 3 for page in pages)
+        assert sum(page.deleted for page in pages) + _sweep(store, _THEN + 3 * HOUR, 3) == 7
+        assert _sweep(store, _THEN + 3 * HOUR, 3) == 0
 
-    def test_an_extended_session_is_spared(self, store: SweepableStore) -> None:
+    def test_a_dry_run_deletes_nothing(self, store: SessionStore) -> None:
+        """A dry run counts what is expired and leaves it there."""
+        token = store.create(_OLD, _THEN).token
+        part = find_sweepable(store)
+        pages = [part.sweep(shard, 0.0, _THEN + 3 * HOUR, 9, dry_run=True) for shard in part.shards]
+        assert sum(page.deleted for page in pages) == 1
+        assert store.load(token, _THEN) is not None
+
+    def test_an_extended_session_is_spared(self, store: SessionStore) -> None:
         """A session that was extended after its first expiry was set is not swept."""
-        saved = store.create(_RECORD, NOW)
-        later = _RECORD._replace(expires=NOW + 5 * HOUR, version=saved.version)
-        store.update(saved.token, later, NOW + 1)
-        assert _sweep(store, NOW + 2 * HOUR, 100) == 0
-        assert store.load(saved.token, NOW + 2 * HOUR) is not None
+        saved = store.create(_OLD, _THEN)
+        later = _OLD._replace(expires=_THEN + 9 * HOUR, version=saved.version)
+        store.update(saved.token, later, _THEN + 1)
+        assert _sweep(store, _THEN + 3 * HOUR, 100) == 0
+        assert store.load(saved.token, _THEN + 3 * HOUR) is not None
+
+    def test_the_oldest_is_told(self, store: SessionStore) -> None:
+        """The store tells when the row that expires first does so, and that there is none."""
+        part = find_sweepable(store)
+        assert all(part.oldest(shard) is None for shard in part.shards)
+        for hours in (5, 2, 8):
+            store.create(_OLD._replace(expires=_THEN + hours * HOUR), _THEN)
+        found = [part.oldest(shard) for shard in part.shards]
+        assert min(oldest for oldest in found if oldest is not None) == _THEN + 2 * HOUR
 
 
 class PrincipalContract:
@@ -303,13 +324,18 @@ class PrincipalContract:
         store.end(owned.key, NOW)
 
 
-def _sweep(store: Sweepable, now: float, limit: int, after: str | None = None) -> int:
-    """Sweep to the end, from *after*; how many sessions were deleted."""
+def _sweep(store: object, until: float, limit: int) -> int:
+    """Sweep every shard to its end; how many sessions were deleted."""
+    part = find_sweepable(store)
     deleted = 0
-    for _ in range(1000):
-        page = store.sweep(now, limit, after)
-        deleted += page.deleted
-        after = page.after
-        if page.done:
-            return deleted
-    raise AssertionError("the sweep did not end")
+    for shard in part.shards:
+        after: str | None = None
+        for _ in range(1000):
+            page = part.sweep(shard, 0.0, until, limit, after)
+            deleted += page.deleted
+            after = page.after
+            if after is None:
+                break
+        else:
+            raise AssertionError("the sweep did not end")
+    return deleted

@@ -1,0 +1,135 @@
+"""Google's OIDC tokens: who is calling, as Google has signed it.
+
+Cloud Scheduler and other Google services put one into ``Authorization: Bearer`` (OpenID
+Connect Core 1.0, section 2). Signature, issuer, audience and time are for google-auth to check.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import urlsafe_b64decode
+from binascii import Error as Base64Error
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from tieredsession.errors import MissingDependencyError
+
+try:
+    from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.oauth2 import id_token
+except ImportError:
+    raise MissingDependencyError("google-auth", "oidc") from None
+
+_KEYS_KEPT = 3600.0  # seconds; Google changes its keys about once a day
+_SKEW = 30
+_TIMEOUT = 10
+
+
+class _Response(Protocol):
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def data(self) -> bytes: ...
+
+
+class Transport(Protocol):
+    """Makes an HTTP request, as ``google.auth.transport.Request`` does."""
+
+    def __call__(self, url: str, method: str = "GET", **options: Any) -> _Response: ...
+
+
+class KeysUnavailable(Exception):
+    """Google's public keys cannot be had, so nobody can be told from anybody."""
+
+
+class CallerVerifier:
+    """Tells whether a token says that *account* calls *audience*.
+
+    Args:
+        account: the e-mail address of a service account.
+        audience: what the token must have been made for.
+        transport: fetches Google's public keys; by ``requests`` for want of another.
+        clock: monotonic seconds: how long the keys are kept.
+    """
+
+    def __init__(
+        self,
+        account: str,
+        audience: str,
+        transport: Transport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._account = account
+        self._audience = audience
+        self._fetch = _KeptKeys(transport or _over_requests(), clock)
+
+    def refusal(self, token: str) -> str | None:
+        """Why *token* is not accepted, or ``None`` if it is.
+
+        Raises:
+            KeysUnavailable: it may be right, and cannot be verified now.
+        """
+        # First what costs nothing, so that strangers cannot make this server fetch keys.
+        claimed = _claims(token)
+        if claimed is None:
+            return "not an OIDC token"
+        if claimed.get("aud") != self._audience:
+            return "for another audience"
+        if claimed.get("email") != self._account:
+            return "of another account"
+        try:
+            verify: Callable[..., Mapping[str, Any]] = id_token.verify_oauth2_token
+            verified = verify(token, self._fetch, self._audience, clock_skew_in_seconds=_SKEW)
+        except TransportError:
+            raise KeysUnavailable from None
+        except (GoogleAuthError, ValueError):
+            return "not signed by Google, or out of date"
+        if verified.get("email") != self._account or verified.get("email_verified") is not True:
+            return "of another account"
+        return None
+
+
+class _Kept(NamedTuple):
+    status: int
+    data: bytes
+
+
+class _KeptKeys:
+    """A transport that asks for the same URL once an hour."""
+
+    def __init__(self, transport: Transport, clock: Callable[[], float]) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._kept: dict[str, tuple[float, _Kept]] = {}
+
+    def __call__(self, url: str, method: str = "GET", **options: Any) -> _Response:
+        at, kept = self._kept.get(url, (0.0, None))
+        if kept is None or self._clock() - at >= _KEYS_KEPT:
+            response = self._transport(url, method, timeout=_TIMEOUT, **options)
+            kept = _Kept(response.status, response.data)
+            if response.status == 200:
+                self._kept[url] = (self._clock(), kept)
+        return kept
+
+
+def _over_requests() -> Transport:
+    try:
+        from google.auth.transport.requests import Request
+    except ImportError:
+        raise MissingDependencyError("google-auth with requests", "oidc") from None
+    transport: Transport = Request()
+    return transport
+
+
+def _claims(token: str) -> dict[str, Any] | None:
+    """What a token says, unverified."""
+    parts = token.split(".")
+    if len(parts) != 3 or not token.isascii():
+        return None
+    try:
+        claims = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (Base64Error, ValueError, RecursionError):
+        return None
+    return claims if type(claims) is dict else None
