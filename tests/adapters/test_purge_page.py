@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 
 import flask
 import pytest
+from adapters.django_site import running
+from django.test import Client as DjangoClient
+from django.urls import path
 from pyramid.config import Configurator
 from starlette.applications import Starlette
 from werkzeug.test import Client
 
 from tieredsession.adapters.asgi import SessionMiddleware
+from tieredsession.adapters.django import purge_view
 from tieredsession.adapters.flask import TieredSession
 
 SECRET = "a long enough text, for tests alone: 0123456789"
@@ -89,8 +93,28 @@ def _asgi(**settings: Any) -> Call:
     return call
 
 
+def _django(**settings: Any) -> Call:
+    url = settings.get("SESSION_PURGE_URL", URL)
+    pages = () if not url else (path(url[1:], purge_view),)
+    options = {
+        **{name: value for name, value in SETTINGS.items() if name != "SECRET_KEY"},
+        "ROOT_URLCONF": pages,
+        "MIDDLEWARE": ["django.middleware.csrf.CsrfViewMiddleware"],
+    }
+
+    def call(token: str = "", method: str = "GET", path: str = URL) -> Answer:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with running(**options, **settings):
+            client = DjangoClient(enforce_csrf_checks=True)
+            response = client.generic(method, path, headers=headers)
+        kind = response.headers["Content-Type"]
+        return Answer(response.status_code, kind, response.json() if "json" in kind else None)
+
+    return call
+
+
 MAKERS = pytest.mark.parametrize(
-    "make", [_flask, _pyramid, _asgi], ids=["flask", "pyramid", "asgi"]
+    "make", [_flask, _pyramid, _asgi, _django], ids=["flask", "pyramid", "asgi", "django"]
 )
 
 
