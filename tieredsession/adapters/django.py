@@ -457,7 +457,7 @@ def purge_view(request: HttpRequest) -> HttpResponse:
         request.headers.get("Authorization", ""),
         request.headers.get("X-Appengine-Cron", ""),
     )
-    return HttpResponse(body, status=int(status[:3]), headers=dict(headers))
+    return http.HttpResponse(body, status=int(status[:3]), headers=dict(headers))
 
 
 purge_view.csrf_exempt = True  # type: ignore[attr-defined] # cron has no form, and says who it is
