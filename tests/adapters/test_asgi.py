@@ -424,6 +424,12 @@ class Slow:
         return call
 
 
+class Prompt(Slow):
+    """A store that never waits, and says so."""
+
+    blocking = False
+
+
 @pytest.mark.server_stores
 @pytest.mark.parametrize(
     ("method", "app"),
@@ -461,54 +467,59 @@ def test_the_event_loop_goes_on(make_site: MakeSite, server: Server, method: str
     assert threading.get_ident() not in slow.threads
 
 
-@pytest.mark.parametrize(
-    ("kinds", "token", "step"),
-    [
-        ("any", None, dict),
-        ("any", None, nothing),
-        ("any", "forged", dict),
-        ("any", "A" * 32, dict),
-        ("server", "known", dict),
-        ("cookie", "known", dict),
-        ("cookie", "known", put(b=2)),
-        ("cookie", None, put(b=2)),
-        ("cookie", "known", lambda session: session.renew()),
-    ],
-    ids=[
-        *("new, read", "new, untouched", "malformed", "forged", "read after loading"),
-        *("cookie, read", "cookie, changed", "cookie, new", "cookie, renewed"),
-    ],
-)
-def test_what_needs_no_thread(
-    make_site: MakeSite, server: Server, kinds: str, token: str | None, step: Step
-) -> None:
-    """Where no store has to be asked, no thread is needed: all may be busy, and it is served."""
-    site = make_site()
-    if kinds != "any" and site.store.revocable != (kinds == "server"):
-        return
-    token = site.browser(a=1).cookie if token == "known" else token
+async def occupy_all_threads(session: Session | None = None) -> None:
+    """From now on nobody gets a worker thread."""
+    limiter = to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 1
+    await limiter.acquire_on_behalf_of(object())
 
-    async def occupy_all_threads(session: Session) -> None:
-        limiter = to_thread.current_default_thread_limiter()
-        limiter.total_tokens = 1
-        await limiter.acquire_on_behalf_of(object())
 
-    loads = token is not None and len(token) == 32 and token[0] != "A"
-    inner = App(each(occupy_all_threads, step) if loads else step)
-    middleware = wrap(site, inner)
+def get_without_threads(server: Server, app: SessionMiddleware, *cookies: str) -> Answer:
+    """Make a request that would wait for ever if it needed a thread."""
+    answer = Answer()
 
     async def main() -> None:
-        answer = Answer()
-        cookies = [] if token is None else [site.header(token)]
-        if not loads:
-            limiter = to_thread.current_default_thread_limiter()
-            limiter.total_tokens = 1
-            await limiter.acquire_on_behalf_of(object())
+        await occupy_all_threads()
         with anyio.fail_after(5):
-            await middleware(make_scope(*cookies), receive, answer.send)
-        assert answer.body == b"onetwo"
+            await app(make_scope(*cookies), receive, answer.send)
 
     server.run(main)
+    return answer
+
+
+@pytest.mark.parametrize("step", [dict, nothing, load], ids=["read", "untouched", "load()"])
+@pytest.mark.parametrize("token", [None, "forged", "A" * 32], ids=["none", "malformed", "forged"])
+def test_who_has_no_session_needs_no_thread(
+    make_site: MakeSite, server: Server, token: str | None, step: Step
+) -> None:
+    """Without a cookie, or with a forged one, a request is served while all threads are busy."""
+    site = make_site()
+    cookies = [] if token is None else [site.header(token)]
+    assert get_without_threads(server, wrap(site, App(step)), *cookies).body == b"onetwo"
+
+
+@pytest.mark.cookie_stores
+@pytest.mark.parametrize(
+    "step",
+    [dict, put(b=2), lambda session: session.renew(), each(put(b=2), save)],
+    ids=["read", "changed", "renewed", "save()"],
+)
+@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
+def test_the_cookie_store_needs_no_thread(
+    make_site: MakeSite, server: Server, known: bool, step: Step
+) -> None:
+    """Sessions in cookies are read and written while all threads are busy."""
+    site = make_site()
+    cookies = [site.header(site.browser(a=1).cookie)] if known else []
+    assert get_without_threads(server, wrap(site, App(step)), *cookies).body == b"onetwo"
+
+
+@pytest.mark.server_stores
+def test_what_was_only_read_needs_no_second_thread(make_site: MakeSite, server: Server) -> None:
+    """A session that was loaded and then only read ends while all threads are busy."""
+    site = make_site()
+    app = App(each(dict, occupy_all_threads))
+    assert server.visit(wrap(site, app), site.browser(a=1)).body == b"onetwo"
 
 
 @pytest.mark.server_stores
@@ -684,14 +695,14 @@ def test_saving_what_was_not_touched(make_site: MakeSite, server: Server) -> Non
 
 @pytest.mark.server_stores
 @pytest.mark.parametrize(
-    ("meanwhile", "expected", "same_id"),
+    ("meanwhile", "expected", "principal", "same_id"),
     [
-        (put(c=3), {"a": 1, "b": [2], "c": 3}, True),
-        (lambda session: session["b"].append(3), {"a": 1, "b": [2, 3]}, True),
-        (lambda session: session.renew(), {"a": 1, "b": [2]}, False),
-        (lambda session: session.bind("ann"), {"a": 1, "b": [2]}, False),
-        (lambda session: session.destroy(), {}, False),
-        (lambda session: session.__delitem__("a"), {"b": [2]}, True),
+        (put(c=3), {"a": 1, "b": [2], "c": 3}, None, True),
+        (lambda session: session["b"].append(3), {"a": 1, "b": [2, 3]}, None, True),
+        (lambda session: session.renew(), {"a": 1, "b": [2]}, None, False),
+        (lambda session: session.bind("ann"), {"a": 1, "b": [2]}, "ann", False),
+        (lambda session: session.destroy(), {}, None, False),
+        (lambda session: session.__delitem__("a"), {"b": [2]}, None, True),
     ],
     ids=["change", "nested", "renew", "bind", "destroy", "delete"],
 )
@@ -701,6 +712,7 @@ def test_a_change_during_a_save(
     server: Server,
     meanwhile: Step,
     expected: dict[str, Any],
+    principal: str | None,
     same_id: bool,
     others: bool,
 ) -> None:
@@ -728,12 +740,68 @@ def test_a_change_during_a_save(
 
     server.visit(wrap(site, App(before), slow), browser)
     found = stored(site, browser)
+    assert site.open(browser).principal == principal
     if others and expected:
         assert found.pop("other") is True
     assert found == expected
     assert (browser.cookie == old) is same_id
     if not same_id:
         assert dict(site.manager.open(site.header(old))) == {}
+
+
+@pytest.mark.server_stores
+def test_another_principal_during_a_save(make_site: MakeSite, server: Server) -> None:
+    """Who takes over a session while it is being saved gets nothing of its last owner."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser()
+    server.visit(wrap(site, App(each(put(a=1), lambda session: session.bind("ann")))), browser)
+    header = site.header(browser.cookie)
+
+    async def before(session: Session) -> None:
+        session["b"] = 2
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            other = site.manager.open(header)
+            other["ann's"] = True
+            site.manager.close(other)
+            session.bind("bob")
+            session["bob's"] = True
+            slow.go_on.set()
+
+    server.visit(wrap(site, App(before), slow), browser)
+    assert stored(site, browser) == {"bob's": True}
+    assert site.open(browser).principal == "bob"
+
+
+@pytest.mark.parametrize("inside", [each, in_thread], ids=["async", "sync"])
+def test_what_is_known_after_a_save(
+    make_site: MakeSite, server: Server, inside: Callable[[Step], Step]
+) -> None:
+    """After a save the session knows what became of it: when it began and when it will end."""
+    site = make_site()
+    seen = []
+
+    def look(session: Session) -> None:
+        seen.append((session.new, session.modified, session.created, session.expires))
+
+    store_it: Step = save if inside is each else in_thread(lambda session: session.save())
+    server.get(wrap(site, App(each(put(a=1), store_it, look))))
+    now = int(site.clock())
+    assert seen == [(False, False, now, now + site.settings.session_cookie_age)]
+
+
+@pytest.mark.server_stores
+def test_a_store_that_never_waits(make_site: MakeSite, server: Server) -> None:
+    """A store that says that it never waits is called where it is needed, in no thread."""
+    site = make_site()
+    prompt = Prompt(site.store)
+    browser = site.browser(a=1)
+    server.visit(wrap(site, App(each(load, put(b=2))), prompt), browser)
+    assert stored(site, browser) == {"a": 1, "b": 2}
+    assert set(prompt.threads) == {threading.get_ident()}
 
 
 @pytest.mark.server_stores

@@ -31,7 +31,7 @@ It differs from Starlette's own sessions in this, each time for a reason:
 
 - ``secret_key`` has to be strong, ``https_only`` is on unless it is set to false, and the cookie
   is called ``__Host-id`` unless ``session_cookie`` says otherwise: safe is what one gets without
-  choosing. Over plain http, give ``https_only=False``.
+  choosing. Over plain http, which Starlette's test client speaks too, give ``https_only=False``.
 - An expiry counts from the last use, and a use extends it without a change. ``max_age=None``
   makes a cookie that goes with the browser, not one that is valid for ever.
 - The session is a mapping and not a ``dict``, since it is read when it is used; where a dict is
@@ -75,6 +75,7 @@ except ImportError:
 from tieredsession import session as _core
 from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import Reply, add_headers
+from tieredsession.cron import PurgeView
 from tieredsession.errors import (
     ConfigurationError,
     NotLoadedError,
@@ -282,6 +283,8 @@ class SessionMiddleware:
 
     Of two around each other, with different cookie names, the inner one's session is
     ``request.session`` inside it. Other scopes than ``http`` and ``websocket`` pass through.
+    Cron may call the purge at ``SESSION_PURGE_URL`` (:mod:`tieredsession.cron`), which runs in a
+    worker thread.
 
     Args:
         app: any ASGI application.
@@ -346,10 +349,13 @@ class SessionMiddleware:
         _add(overrides, "partitioned", "SESSION_COOKIE_PARTITIONED", partitioned)
         if not isinstance(settings, Settings) or overrides:
             settings = Settings(settings, **overrides)
+        observers = tuple(observers)
         self.manager = open_manager(settings, store=store, observers=observers, clock=clock)
         self._app = app
         self._watch = PlainHTTPWatch(settings)
         self._autoload = autoload if self.manager.blocking else False
+        self._purge_url = settings.session_purge_url
+        self._purge = PurgeView(self.manager.store, settings, observers=observers, clock=clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -357,12 +363,17 @@ class SessionMiddleware:
             return
         if self._watch.active:
             self._watch.look_at((scope.get("client") or ("",))[0])
+        if scope["path"].endswith(self._purge_url or "\0") and scope["type"] == "http":
+            root = scope.get("root_path", "")
+            if scope["path"].removeprefix(root) == self._purge_url:
+                await _answer_purge(self._purge, scope, send)
+                return
         # HTTP/2 may split the header (RFC 9113, 8.2.3).
         cookies = [value for name, value in scope["headers"] if name == b"cookie"]
         header = b"; ".join(cookies).decode("latin-1") if cookies else None
         session = scope["session"] = Session(self.manager, header)
         autoload = self._autoload
-        if autoload and header and (autoload is True or autoload(scope)):
+        if autoload and (autoload is True or autoload(scope)):
             await session._load_ahead()
         streaming = False
 
@@ -425,8 +436,11 @@ def _with_reply(raw: Iterable[Sequence[bytes]], reply: Reply) -> list[Sequence[b
     """The headers *raw* with what *reply* asks for; only what it concerns is decoded."""
     headers = list(raw)
     concerned = [header for header in headers if header[0].lower() in _CONCERNED]
-    if not concerned and not reply.set_cookies:
-        headers.append(_VARY)  # the most frequent case by far
+    if not concerned:  # nearly always: what add_headers does where there is nothing to merge
+        headers.append(_VARY)
+        if lines := reply.set_cookies:
+            headers.append((b"cache-control", reply.cache_control.encode("latin-1")))
+            headers.extend((b"set-cookie", line.encode("latin-1")) for line in lines)
         return headers
     for header in concerned:
         headers.remove(header)
@@ -446,6 +460,18 @@ async def _finish(session: Session) -> None:
     elif session._status is not None and session._status < 500:
         with anyio.CancelScope(shield=True):
             await session._save()
+
+
+async def _answer_purge(view: PurgeView, scope: Scope, send: Send) -> None:
+    """Run the purge in a worker thread."""
+    headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    authorization = headers.get(b"authorization", "")
+    cron = headers.get(b"x-appengine-cron", "")
+    answer = await to_thread.run_sync(view.answer, scope["method"], authorization, cron)
+    status, raw = int(answer.status[:3]), _encode(answer.headers)
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    body = b"" if scope["method"] == "HEAD" else answer.body
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _answer_unavailable(scope: Scope, send: Send) -> None:

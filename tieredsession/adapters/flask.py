@@ -8,6 +8,7 @@
 
 ``app.config`` is where the settings are: ``SECRET_KEY``, ``SESSION_STORE``,
 ``SESSION_CACHE_URL`` and the other names of the README's table, beside those that Flask has.
+Cron may call the purge at ``SESSION_PURGE_URL`` (:mod:`tieredsession.cron`).
 Code that was written for Flask's own sessions runs unchanged, Flask-Login and Flask-WTF
 included. What differs, and why:
 
@@ -66,6 +67,7 @@ except ImportError:
 from tieredsession.codec import OwnType
 from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
+from tieredsession.cron import PurgeView
 from tieredsession.errors import ConfigurationError, StoreUnavailable
 from tieredsession.frontend import PlainHTTPWatch
 from tieredsession.manager import SessionManager
@@ -77,6 +79,7 @@ from tieredsession.settings import Settings
 _STRICTER = ("SESSION_COOKIE_NAME", "SESSION_COOKIE_SECURE", "SESSION_COOKIE_SAMESITE")
 _REFRESH_EACH = "SESSION_REFRESH_EACH_REQUEST"
 _LIFETIME = "PERMANENT_SESSION_LIFETIME"
+_SECRETS = ("SECRET_KEY", "SECRET_KEY_FALLBACKS")
 _NOT_OURS = frozenset({"SESSION_PROTECTION"})  # of Flask-Login
 
 _FLASHES = "_flashes"  # where flask.flash keeps messages
@@ -117,15 +120,18 @@ class TieredSession:
         **overrides: Any,
     ) -> None:
         self._overrides = overrides
+        self._observers = tuple(observers)
         self._open = partial(
-            open_manager, store=store, observers=tuple(observers), clock=clock, own_types=[_MARKUP]
+            open_manager, store=store, observers=self._observers, clock=clock, own_types=[_MARKUP]
         )
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: flask.Flask) -> None:
         """Give *app* its sessions. One object may serve several applications."""
-        app.session_interface = TieredSessionInterface(app, self._open, self._overrides)
+        interface = TieredSessionInterface(app, self._open, self._overrides, self._observers)
+        app.session_interface = interface
+        app.wsgi_app = _Purge(app.wsgi_app, interface)  # type: ignore[method-assign]
         app.handle_exception = _Outages(app)  # type: ignore[assignment, method-assign]
 
 
@@ -170,6 +176,7 @@ class TieredSessionInterface(SessionInterface):
         app: the application whose configuration holds the settings.
         open_manager: makes the manager of its settings.
         overrides: settings that go before those of ``app.config``.
+        observers: are told of the purge.
     """
 
     def __init__(
@@ -177,9 +184,13 @@ class TieredSessionInterface(SessionInterface):
         app: flask.Flask,
         open_manager: Callable[[Settings], SessionManager],
         overrides: dict[str, Any],
+        observers: Iterable[Observer] = (),
     ) -> None:
+        self.purge_url: str | None = None
+        self.purge: PurgeView | None = None
         self._open_manager = open_manager
         self._overrides = overrides
+        self._observers = observers
         self._lock = Lock()
         self._unset = {name: flask.Flask.default_config[name] for name in _STRICTER}
         self._given: dict[str, Any] = {}
@@ -211,7 +222,7 @@ class TieredSessionInterface(SessionInterface):
         self, app: flask.Flask, session: SessionMixin, response: flask.Response
     ) -> None:
         """Save what changed, and give the response its headers."""
-        assert isinstance(session, FlaskSession)  # noqa: S101 - who opens it here
+        assert isinstance(session, FlaskSession)  # noqa: S101 - as open_session made it
         manager, state, status = session._io, session._state, response.status_code
         assert isinstance(manager, SessionManager)  # noqa: S101
         if state is None:
@@ -245,7 +256,7 @@ class TieredSessionInterface(SessionInterface):
         given = {
             name: value
             for name, value in app.config.items()
-            if name.startswith(("SESSION_", "SECRET_KEY"))
+            if (name in _SECRETS or name.startswith("SESSION_"))
             and name not in _NOT_OURS
             and value not in (None, self._unset.get(name))
         }
@@ -264,37 +275,57 @@ class TieredSessionInterface(SessionInterface):
         if given == self._given:
             return
 
-        settings = self._settings(dict(given))
-        app.extensions.pop("tieredsession", None)
-        if given.get("SECRET_KEY"):
-            manager = app.extensions["tieredsession"] = self._open_manager(settings)
-            if self._on_change_alone:
-                manager.lifetimes = replace(manager.lifetimes, refresh=1.0)
-        self._watch = PlainHTTPWatch(settings)
-        self._unset = {
-            name: getattr(settings, name.lower()) for name in _STRICTER if name not in given
-        }
-        app.config.update(self._unset)
-        app.config.update(self._overrides)
-        self._given = given
-
-    def _settings(self, given: dict[str, Any]) -> Settings:
-        """Check what is *given*; without a secret, check the rest."""
-        self._on_change_alone = not given.pop(_REFRESH_EACH, True)
-        if self._on_change_alone and "SESSION_REFRESH" in given:
+        on_change_alone = not given.get(_REFRESH_EACH, True)
+        if on_change_alone and "SESSION_REFRESH" in given:
             raise ConfigurationError(
                 f"{_REFRESH_EACH} = False and SESSION_REFRESH say different things: "
                 "keep one of them"
             )
-        given["SECRET_KEY"] = given.get("SECRET_KEY") or token_hex()
-        named = _LIFETIME if _LIFETIME in given else "SESSION_COOKIE_AGE"
-        given["SESSION_COOKIE_AGE"] = given.pop(named)
-        try:
-            settings = Settings({}, **given)
-        except ConfigurationError as error:
-            raise ConfigurationError(str(error).replace("SESSION_COOKIE_AGE", named)) from None
-        settings.session_merge_rules.setdefault(_FLASHES, union)
-        return settings
+        settings = _settings(given)
+        if given.get("SECRET_KEY"):
+            manager = app.extensions["tieredsession"] = self._open_manager(settings)
+            if on_change_alone:
+                manager.lifetimes = replace(manager.lifetimes, refresh=1.0)
+            self.purge_url = settings.session_purge_url
+            self.purge = PurgeView(manager.store, settings, observers=self._observers)
+        else:
+            app.extensions.pop("tieredsession", None)
+            self.purge_url = self.purge = None
+        self._given = given
+        self._on_change_alone = on_change_alone
+        self._watch = PlainHTTPWatch(settings)
+        self._unset = {
+            name: getattr(settings, name.lower()) for name in _STRICTER if name not in given
+        }
+        app.config.update({**self._unset, **self._overrides})
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """Check what is *given*; without a secret, check the rest."""
+    named = _LIFETIME if _LIFETIME in given else "SESSION_COOKIE_AGE"
+    ours = {name: value for name, value in given.items() if name not in (named, _REFRESH_EACH)}
+    ours["SESSION_COOKIE_AGE"] = given[named]
+    ours["SECRET_KEY"] = given.get("SECRET_KEY") or token_hex()
+    try:
+        settings = Settings({}, **ours)
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("SESSION_COOKIE_AGE", named)) from None
+    settings.session_merge_rules.setdefault(_FLASHES, union)
+    return settings
+
+
+class _Purge:
+    """The purge at its URL, before Flask: no hook, login or CSRF protection is meant for cron."""
+
+    def __init__(self, app: Any, interface: TieredSessionInterface) -> None:
+        self._app = app
+        self._interface = interface
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        interface = self._interface
+        if environ.get("PATH_INFO", "") == interface.purge_url and interface.purge is not None:
+            return interface.purge(environ, start_response)
+        return self._app(environ, start_response)
 
 
 class _Outages:
