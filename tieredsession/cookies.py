@@ -103,14 +103,23 @@ class CookieWriter:
         return f"{self.name}=; Expires={past}; Max-Age=0{self._attributes}"
 
 
+_MERGED = frozenset({"vary", "cache-control"})
+
+
 def add_headers(headers: list[tuple[str, str]], reply: Reply) -> None:
     """Put what *reply* asks for into a list of response *headers*.
 
     A stricter ``Cache-Control`` of the view stays; one that would let a shared cache keep
     somebody's cookie does not.
     """
-    _merge_header(headers, "Vary", "Cookie", _vary)
     lines = reply.set_cookies
+    if _MERGED.isdisjoint([name.lower() for name, _ in headers]):  # as nearly always
+        headers.append(("Vary", "Cookie"))
+        if lines:
+            headers.append(("Cache-Control", reply.cache_control))
+            headers.extend(("Set-Cookie", line) for line in lines)
+        return
+    _merge_header(headers, "Vary", "Cookie", _vary)
     if lines:
         wanted = reply.cache_control
         _merge_header(headers, "Cache-Control", wanted, lambda v: cache_control(v, wanted))
