@@ -450,6 +450,8 @@ def purge_view(request: HttpRequest) -> HttpResponse:
 
     path("sessions/purge_old_sessions", purge_view)
     """
+    from django import http
+
     manager = get_manager()
     view = PurgeView(manager.store, _read_settings(), clock=manager.clock)
     status, headers, body = view.answer(
