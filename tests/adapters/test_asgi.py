@@ -424,6 +424,12 @@ class Slow:
         return call
 
 
+class Prompt(Slow):
+    """A store that never waits, and says so."""
+
+    blocking = False
+
+
 @pytest.mark.server_stores
 @pytest.mark.parametrize(
     ("method", "app"),
@@ -684,14 +690,14 @@ def test_saving_what_was_not_touched(make_site: MakeSite, server: Server) -> Non
 
 @pytest.mark.server_stores
 @pytest.mark.parametrize(
-    ("meanwhile", "expected", "same_id"),
+    ("meanwhile", "expected", "principal", "same_id"),
     [
-        (put(c=3), {"a": 1, "b": [2], "c": 3}, True),
-        (lambda session: session["b"].append(3), {"a": 1, "b": [2, 3]}, True),
-        (lambda session: session.renew(), {"a": 1, "b": [2]}, False),
-        (lambda session: session.bind("ann"), {"a": 1, "b": [2]}, False),
-        (lambda session: session.destroy(), {}, False),
-        (lambda session: session.__delitem__("a"), {"b": [2]}, True),
+        (put(c=3), {"a": 1, "b": [2], "c": 3}, None, True),
+        (lambda session: session["b"].append(3), {"a": 1, "b": [2, 3]}, None, True),
+        (lambda session: session.renew(), {"a": 1, "b": [2]}, None, False),
+        (lambda session: session.bind("ann"), {"a": 1, "b": [2]}, "ann", False),
+        (lambda session: session.destroy(), {}, None, False),
+        (lambda session: session.__delitem__("a"), {"b": [2]}, None, True),
     ],
     ids=["change", "nested", "renew", "bind", "destroy", "delete"],
 )
@@ -701,6 +707,7 @@ def test_a_change_during_a_save(
     server: Server,
     meanwhile: Step,
     expected: dict[str, Any],
+    principal: str | None,
     same_id: bool,
     others: bool,
 ) -> None:
@@ -728,12 +735,68 @@ def test_a_change_during_a_save(
 
     server.visit(wrap(site, App(before), slow), browser)
     found = stored(site, browser)
+    assert site.open(browser).principal == principal
     if others and expected:
         assert found.pop("other") is True
     assert found == expected
     assert (browser.cookie == old) is same_id
     if not same_id:
         assert dict(site.manager.open(site.header(old))) == {}
+
+
+@pytest.mark.server_stores
+def test_another_principal_during_a_save(make_site: MakeSite, server: Server) -> None:
+    """Who takes over a session while it is being saved gets nothing of its last owner."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser()
+    server.visit(wrap(site, App(each(put(a=1), lambda session: session.bind("ann")))), browser)
+    header = site.header(browser.cookie)
+
+    async def before(session: Session) -> None:
+        session["b"] = 2
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            other = site.manager.open(header)
+            other["ann's"] = True
+            site.manager.close(other)
+            session.bind("bob")
+            session["bob's"] = True
+            slow.go_on.set()
+
+    server.visit(wrap(site, App(before), slow), browser)
+    assert stored(site, browser) == {"bob's": True}
+    assert site.open(browser).principal == "bob"
+
+
+@pytest.mark.parametrize("inside", [each, in_thread], ids=["async", "sync"])
+def test_what_is_known_after_a_save(
+    make_site: MakeSite, server: Server, inside: Callable[[Step], Step]
+) -> None:
+    """After a save the session knows what became of it: when it began and when it will end."""
+    site = make_site()
+    seen = []
+
+    def look(session: Session) -> None:
+        seen.append((session.new, session.modified, session.created, session.expires))
+
+    store_it: Step = save if inside is each else in_thread(lambda session: session.save())
+    server.get(wrap(site, App(each(put(a=1), store_it, look))))
+    now = int(site.clock())
+    assert seen == [(False, False, now, now + site.settings.session_cookie_age)]
+
+
+@pytest.mark.server_stores
+def test_a_store_that_never_waits(make_site: MakeSite, server: Server) -> None:
+    """A store that says that it never waits is called where it is needed, in no thread."""
+    site = make_site()
+    prompt = Prompt(site.store)
+    browser = site.browser(a=1)
+    server.visit(wrap(site, App(each(load, put(b=2))), prompt), browser)
+    assert stored(site, browser) == {"a": 1, "b": 2}
+    assert set(prompt.threads) == {threading.get_ident()}
 
 
 @pytest.mark.server_stores

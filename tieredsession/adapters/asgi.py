@@ -31,7 +31,7 @@ It differs from Starlette's own sessions in this, each time for a reason:
 
 - ``secret_key`` has to be strong, ``https_only`` is on unless it is set to false, and the cookie
   is called ``__Host-id`` unless ``session_cookie`` says otherwise: safe is what one gets without
-  choosing. Over plain http, give ``https_only=False``.
+  choosing. Over plain http, which Starlette's test client speaks too, give ``https_only=False``.
 - An expiry counts from the last use, and a use extends it without a change. ``max_age=None``
   makes a cookie that goes with the browser, not one that is valid for ever.
 - The session is a mapping and not a ``dict``, since it is read when it is used; where a dict is
@@ -362,7 +362,7 @@ class SessionMiddleware:
         header = b"; ".join(cookies).decode("latin-1") if cookies else None
         session = scope["session"] = Session(self.manager, header)
         autoload = self._autoload
-        if autoload and header and (autoload is True or autoload(scope)):
+        if autoload and (autoload is True or autoload(scope)):
             await session._load_ahead()
         streaming = False
 
@@ -425,8 +425,8 @@ def _with_reply(raw: Iterable[Sequence[bytes]], reply: Reply) -> list[Sequence[b
     """The headers *raw* with what *reply* asks for; only what it concerns is decoded."""
     headers = list(raw)
     concerned = [header for header in headers if header[0].lower() in _CONCERNED]
-    if not concerned and not reply.set_cookies:
-        headers.append(_VARY)  # the most frequent case by far
+    if not concerned and reply.set_cookie is None and reply.expire_imported is None:
+        headers.append(_VARY)  # what was only read: the most frequent case by far
         return headers
     for header in concerned:
         headers.remove(header)
