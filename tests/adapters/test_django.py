@@ -306,10 +306,11 @@ def test_a_key_that_came_in_by_the_back_door(site: Site) -> None:
 
 
 def test_a_session_that_was_emptied(site: Site) -> None:
-    """A session that was emptied lives on without data, and keeps its cookie."""
+    """A session that was emptied lives on without data, and a look at it is no change."""
     browser = site.browser(a=1)
     response = browser.visit(lambda request: request.session.pop("a"))
     assert response.cookies[COOKIE].value
+    assert not browser.visit(look).cookies
     assert browser.data() == {}
     assert key(browser).exists(browser.cookie)
 
@@ -357,10 +358,17 @@ def test_the_key_of_nothing(site: Site) -> None:
         assert session.load() == {}
         assert session.session_key is None
         session.delete(unknown)
-    assert not SessionStore().exists(None)
-    SessionStore().delete()
     if site.real_store.revocable:
         assert site.rows == 0
+
+
+def test_no_key_at_all(site: Site) -> None:
+    """Without a key there is nothing to look for, and nobody is asked or told."""
+    session = SessionStore()
+    assert not session.exists(None)
+    assert session.load() == {}
+    session.delete()
+    assert (site.calls, site.event_names) == ([], [])
 
 
 def test_a_key_is_cycled(site: Site) -> None:
@@ -626,6 +634,17 @@ def test_an_expiry_beyond_all_time(site: Site) -> None:
     assert SessionStore(session.session_key)["a"] == 1
     site.clock.advance(2 * 365 * 24 * 3600)
     assert "a" not in SessionStore(session.session_key)
+
+
+def test_an_expiry_of_a_cycled_key(site: Site) -> None:
+    """A cycled key counts as a change: its expiry is counted from then, in one write."""
+    browser = site.browser(a=1)
+    site.clock.advance(AGE - 1)
+    site.chaos.calls.clear()
+    browser.visit(cycle)
+    assert site.calls == ["load", "delete", "create"]
+    site.clock.advance(AGE - 1)
+    assert browser.data() == {"a": 1}
 
 
 @server_stores

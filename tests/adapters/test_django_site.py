@@ -33,6 +33,7 @@ from django.test import AsyncClient, override_settings
 from django.urls import path
 
 from tieredsession.adapters.django import get_manager, make_manager
+from tieredsession.stores import MemorySessionStore
 
 AUTH = {
     "INSTALLED_APPS": [
@@ -424,6 +425,23 @@ def test_a_changed_setting() -> None:
         with override_settings(SESSION_COOKIE_NAME="another"):
             assert get_manager().cookie.name == "another"
         assert get_manager().cookie.name == COOKIE
+
+
+class Closing(MemorySessionStore):
+    """A store that tells how often it was closed."""
+
+    closed = 0
+
+    def close(self) -> None:
+        type(self).closed += 1
+
+
+def test_what_a_changed_setting_leaves_behind() -> None:
+    """The store of the settings before is closed, so that a test leaves no connection open."""
+    with override_settings(**BASE, SESSION_STORE=f"{__name__}.Closing"):
+        get_manager()
+        assert Closing.closed == 0
+    assert Closing.closed == 1
 
 
 # -- the start ------------------------------------------------------------------------

@@ -9,7 +9,9 @@ the server does. ``get_manager()`` is the site's manager, for lists of a user's 
 
 It does what Django documents for sessions, also where our core has another habit: an expiry is
 counted from the last change, not from the last use; a session that was emptied lives on without
-data; ``SESSION_SAVE_EVERY_REQUEST`` saves on every request. What differs, and why:
+data; ``SESSION_SAVE_EVERY_REQUEST`` saves on every request; of several cookies of the name the last
+counts; what changes while a body is streamed is not saved, and no ``Cache-Control`` is sent. What
+differs, and why:
 
 - Two requests at once lose nothing: changes are merged, key by key. Django keeps the last.
 - ``session.modified`` is also true after a change inside a nested value, as nobody should have
@@ -384,7 +386,6 @@ class SessionStore(SessionBase):  # type: ignore[misc]
         state.until = self._ends
         get_manager().save(state)
         if state.token is None:
-            self._state = None
             raise UpdateError
         if state.token != self.session_key:
             self._session_key = state.token
@@ -401,7 +402,6 @@ class SessionStore(SessionBase):  # type: ignore[misc]
 
     def _token(self) -> str | None:
         """What ``SessionManager.sessions_of`` and ``end_all`` know the current session by."""
-        self._get_session()
         key: str | None = self.session_key
         return key
 
