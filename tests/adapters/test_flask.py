@@ -1080,12 +1080,20 @@ def test_a_setting_that_went_wrong_late() -> None:
     """A wrong setting that came after ``init_app`` fails each request until it is right."""
     app = plain_app()
     TieredSession(app)
-    app.config["SESSION_COOKIE_SAMESITE"] = "lex"
+    store = app.config.get("SESSION_STORE")
+    app.config["SESSION_STORE"] = "nowhere.Store"
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match="SESSION_COOKIE_SAMESITE"):
+        with pytest.raises(ConfigurationError, match="SESSION_STORE"):
             app.test_client().get("/")
-    app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
-    assert "SameSite=Strict" in set_cookie(app)
+    app.config["SESSION_STORE"] = store
+    assert set_cookie(app).startswith(f"{COOKIE}=")
+
+
+def test_a_setting_of_somebody_else() -> None:
+    """What is neither Flask's nor of a name that is ours to check is left alone."""
+    app = plain_app(SECRET_KEY_OF_ANOTHER="a", COOKIE_NAME="b", WTF_CSRF_ENABLED=False)
+    TieredSession(app)
+    assert set_cookie(app).startswith(f"{COOKIE}=")
 
 
 def test_an_age_of_our_name() -> None:

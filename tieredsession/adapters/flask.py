@@ -77,6 +77,7 @@ from tieredsession.settings import Settings
 _STRICTER = ("SESSION_COOKIE_NAME", "SESSION_COOKIE_SECURE", "SESSION_COOKIE_SAMESITE")
 _REFRESH_EACH = "SESSION_REFRESH_EACH_REQUEST"
 _LIFETIME = "PERMANENT_SESSION_LIFETIME"
+_SECRETS = ("SECRET_KEY", "SECRET_KEY_FALLBACKS")
 _NOT_OURS = frozenset({"SESSION_PROTECTION"})  # of Flask-Login
 
 _FLASHES = "_flashes"  # where flask.flash keeps messages
@@ -211,7 +212,7 @@ class TieredSessionInterface(SessionInterface):
         self, app: flask.Flask, session: SessionMixin, response: flask.Response
     ) -> None:
         """Save what changed, and give the response its headers."""
-        assert isinstance(session, FlaskSession)  # noqa: S101 - who opens it here
+        assert isinstance(session, FlaskSession)  # noqa: S101 - as open_session made it
         manager, state, status = session._io, session._state, response.status_code
         assert isinstance(manager, SessionManager)  # noqa: S101
         if state is None:
@@ -245,7 +246,7 @@ class TieredSessionInterface(SessionInterface):
         given = {
             name: value
             for name, value in app.config.items()
-            if name.startswith(("SESSION_", "SECRET_KEY"))
+            if (name in _SECRETS or name.startswith("SESSION_"))
             and name not in _NOT_OURS
             and value not in (None, self._unset.get(name))
         }
@@ -264,37 +265,40 @@ class TieredSessionInterface(SessionInterface):
         if given == self._given:
             return
 
-        settings = self._settings(dict(given))
-        app.extensions.pop("tieredsession", None)
-        if given.get("SECRET_KEY"):
-            manager = app.extensions["tieredsession"] = self._open_manager(settings)
-            if self._on_change_alone:
-                manager.lifetimes = replace(manager.lifetimes, refresh=1.0)
-        self._watch = PlainHTTPWatch(settings)
-        self._unset = {
-            name: getattr(settings, name.lower()) for name in _STRICTER if name not in given
-        }
-        app.config.update(self._unset)
-        app.config.update(self._overrides)
-        self._given = given
-
-    def _settings(self, given: dict[str, Any]) -> Settings:
-        """Check what is *given*; without a secret, check the rest."""
-        self._on_change_alone = not given.pop(_REFRESH_EACH, True)
-        if self._on_change_alone and "SESSION_REFRESH" in given:
+        on_change_alone = not given.get(_REFRESH_EACH, True)
+        if on_change_alone and "SESSION_REFRESH" in given:
             raise ConfigurationError(
                 f"{_REFRESH_EACH} = False and SESSION_REFRESH say different things: "
                 "keep one of them"
             )
-        given["SECRET_KEY"] = given.get("SECRET_KEY") or token_hex()
-        named = _LIFETIME if _LIFETIME in given else "SESSION_COOKIE_AGE"
-        given["SESSION_COOKIE_AGE"] = given.pop(named)
-        try:
-            settings = Settings({}, **given)
-        except ConfigurationError as error:
-            raise ConfigurationError(str(error).replace("SESSION_COOKIE_AGE", named)) from None
-        settings.session_merge_rules.setdefault(_FLASHES, union)
-        return settings
+        settings = _settings(given)
+        if given.get("SECRET_KEY"):
+            manager = app.extensions["tieredsession"] = self._open_manager(settings)
+            if on_change_alone:
+                manager.lifetimes = replace(manager.lifetimes, refresh=1.0)
+        else:
+            app.extensions.pop("tieredsession", None)
+        self._given = given
+        self._on_change_alone = on_change_alone
+        self._watch = PlainHTTPWatch(settings)
+        self._unset = {
+            name: getattr(settings, name.lower()) for name in _STRICTER if name not in given
+        }
+        app.config.update({**self._unset, **self._overrides})
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """Check what is *given*; without a secret, check the rest."""
+    named = _LIFETIME if _LIFETIME in given else "SESSION_COOKIE_AGE"
+    ours = {name: value for name, value in given.items() if name not in (named, _REFRESH_EACH)}
+    ours["SESSION_COOKIE_AGE"] = given[named]
+    ours["SECRET_KEY"] = given.get("SECRET_KEY") or token_hex()
+    try:
+        settings = Settings({}, **ours)
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("SESSION_COOKIE_AGE", named)) from None
+    settings.session_merge_rules.setdefault(_FLASHES, union)
+    return settings
 
 
 class _Outages:
