@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tieredsession.settings import SETTINGS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -15,3 +17,14 @@ def test_the_promises_name_tests_that_exist() -> None:
     text = "\n".join(path.read_text() for path in sources)
     assert len(named) > 10
     assert {name for name in named if f"def {name}(" not in text} == set()
+
+
+def test_cron_calls_the_purge_where_it_is() -> None:
+    """The deployed cron calls the path that the settings have, and within the budget."""
+    defaults = {setting.name: setting.default for setting in SETTINGS}
+    cron = (ROOT / "examples" / "app_engine" / "cron.yaml").read_text()
+    assert f"url: {defaults['SESSION_PURGE_URL']}\n" in cron
+    app = (ROOT / "examples" / "app_engine" / "app.yaml").read_text()
+    timeout = re.search(r"--timeout (\d+)", app)
+    assert timeout is not None
+    assert defaults["SESSION_PURGE_BUDGET"] < int(timeout[1])

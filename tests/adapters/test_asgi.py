@@ -467,54 +467,59 @@ def test_the_event_loop_goes_on(make_site: MakeSite, server: Server, method: str
     assert threading.get_ident() not in slow.threads
 
 
-@pytest.mark.parametrize(
-    ("kinds", "token", "step"),
-    [
-        ("any", None, dict),
-        ("any", None, nothing),
-        ("any", "forged", dict),
-        ("any", "A" * 32, dict),
-        ("server", "known", dict),
-        ("cookie", "known", dict),
-        ("cookie", "known", put(b=2)),
-        ("cookie", None, put(b=2)),
-        ("cookie", "known", lambda session: session.renew()),
-    ],
-    ids=[
-        *("new, read", "new, untouched", "malformed", "forged", "read after loading"),
-        *("cookie, read", "cookie, changed", "cookie, new", "cookie, renewed"),
-    ],
-)
-def test_what_needs_no_thread(
-    make_site: MakeSite, server: Server, kinds: str, token: str | None, step: Step
-) -> None:
-    """Where no store has to be asked, no thread is needed: all may be busy, and it is served."""
-    site = make_site()
-    if kinds != "any" and site.store.revocable != (kinds == "server"):
-        return
-    token = site.browser(a=1).cookie if token == "known" else token
+async def occupy_all_threads(session: Session | None = None) -> None:
+    """From now on nobody gets a worker thread."""
+    limiter = to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 1
+    await limiter.acquire_on_behalf_of(object())
 
-    async def occupy_all_threads(session: Session) -> None:
-        limiter = to_thread.current_default_thread_limiter()
-        limiter.total_tokens = 1
-        await limiter.acquire_on_behalf_of(object())
 
-    loads = token is not None and len(token) == 32 and token[0] != "A"
-    inner = App(each(occupy_all_threads, step) if loads else step)
-    middleware = wrap(site, inner)
+def get_without_threads(server: Server, app: SessionMiddleware, *cookies: str) -> Answer:
+    """Make a request that would wait for ever if it needed a thread."""
+    answer = Answer()
 
     async def main() -> None:
-        answer = Answer()
-        cookies = [] if token is None else [site.header(token)]
-        if not loads:
-            limiter = to_thread.current_default_thread_limiter()
-            limiter.total_tokens = 1
-            await limiter.acquire_on_behalf_of(object())
+        await occupy_all_threads()
         with anyio.fail_after(5):
-            await middleware(make_scope(*cookies), receive, answer.send)
-        assert answer.body == b"onetwo"
+            await app(make_scope(*cookies), receive, answer.send)
 
     server.run(main)
+    return answer
+
+
+@pytest.mark.parametrize("step", [dict, nothing, load], ids=["read", "untouched", "load()"])
+@pytest.mark.parametrize("token", [None, "forged", "A" * 32], ids=["none", "malformed", "forged"])
+def test_who_has_no_session_needs_no_thread(
+    make_site: MakeSite, server: Server, token: str | None, step: Step
+) -> None:
+    """Without a cookie, or with a forged one, a request is served while all threads are busy."""
+    site = make_site()
+    cookies = [] if token is None else [site.header(token)]
+    assert get_without_threads(server, wrap(site, App(step)), *cookies).body == b"onetwo"
+
+
+@pytest.mark.cookie_stores
+@pytest.mark.parametrize(
+    "step",
+    [dict, put(b=2), lambda session: session.renew(), each(put(b=2), save)],
+    ids=["read", "changed", "renewed", "save()"],
+)
+@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
+def test_the_cookie_store_needs_no_thread(
+    make_site: MakeSite, server: Server, known: bool, step: Step
+) -> None:
+    """Sessions in cookies are read and written while all threads are busy."""
+    site = make_site()
+    cookies = [site.header(site.browser(a=1).cookie)] if known else []
+    assert get_without_threads(server, wrap(site, App(step)), *cookies).body == b"onetwo"
+
+
+@pytest.mark.server_stores
+def test_what_was_only_read_needs_no_second_thread(make_site: MakeSite, server: Server) -> None:
+    """A session that was loaded and then only read ends while all threads are busy."""
+    site = make_site()
+    app = App(each(dict, occupy_all_threads))
+    assert server.visit(wrap(site, app), site.browser(a=1)).body == b"onetwo"
 
 
 @pytest.mark.server_stores

@@ -425,8 +425,11 @@ def _with_reply(raw: Iterable[Sequence[bytes]], reply: Reply) -> list[Sequence[b
     """The headers *raw* with what *reply* asks for; only what it concerns is decoded."""
     headers = list(raw)
     concerned = [header for header in headers if header[0].lower() in _CONCERNED]
-    if not concerned and reply.set_cookie is None and reply.expire_imported is None:
-        headers.append(_VARY)  # what was only read: the most frequent case by far
+    if not concerned:  # nearly always: what add_headers does where there is nothing to merge
+        headers.append(_VARY)
+        if lines := reply.set_cookies:
+            headers.append((b"cache-control", reply.cache_control.encode("latin-1")))
+            headers.extend((b"set-cookie", line.encode("latin-1")) for line in lines)
         return headers
     for header in concerned:
         headers.remove(header)

@@ -46,6 +46,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import import_module
+from math import inf
 from typing import Any
 
 try:
@@ -64,10 +65,11 @@ except ImportError:
 
 from tieredsession.contracts import Observer
 from tieredsession.contracts import SessionStore as Store
-from tieredsession.errors import ConfigurationError, SessionError
+from tieredsession.errors import ConfigurationError, SessionError, StoreError
 from tieredsession.events import CacheRefused, Event, TokenRefused
 from tieredsession.keyring import check_secret
 from tieredsession.manager import SessionManager
+from tieredsession.purge import NothingToSweep, purge
 from tieredsession.registry import open_manager, open_store
 from tieredsession.session import MAX_LIFETIME, State
 from tieredsession.settings import Settings
@@ -93,7 +95,6 @@ _WITHOUT_EFFECT = {
     "SESSION_REFRESH": "with Django, an expiry is counted from the last change",
 }
 _JSON = "django.contrib.sessions.serializers.JSONSerializer"
-_PAGE = 500  # expired sessions that one call deletes
 
 _security = logging.getLogger("django.security.SuspiciousSession")
 
@@ -362,9 +363,23 @@ class SessionStore(SessionBase):  # type: ignore[misc]
 
     @classmethod
     def clear_expired(cls) -> None:
-        """Delete the sessions that have expired, as ``manage.py clearsessions`` does."""
+        """Delete the sessions that have expired, as ``manage.py clearsessions`` does.
+
+        Those of the last ``SESSION_PURGE_GRACE`` seconds are left for the next time.
+
+        Raises:
+            StoreError: not all of them could be deleted.
+        """
         manager = get_manager()
-        _purge(manager.store, manager.clock())
+        grace = _read_settings().session_purge_grace
+        try:
+            report = purge(manager.store, budget=inf, grace=grace, clock=manager.clock)
+        except NothingToSweep as nothing:
+            if manager.store.revocable:
+                raise NotImplementedError(str(nothing)) from None
+            return
+        if report.error is not None:
+            raise StoreError(report.error)
 
     # -- inside
 
@@ -423,24 +438,6 @@ def _check(data: Mapping[Any, Any]) -> None:
 def _check_key(key: Any) -> None:
     if type(key) is not str:
         raise TypeError(f"a session key is a str, and {key!r} is a {type(key).__name__}")
-
-
-def _purge(store: Any, now: float) -> None:
-    """Every expired session of *store*, page by page."""
-    while not hasattr(store, "sweep"):
-        # A store made of stores, where one of them is swept.
-        inner = getattr(store, "durable", None) or getattr(store, "server", None)
-        if inner is None:
-            if store.revocable:
-                raise NotImplementedError(f"{type(store).__name__} cannot be swept")
-            return  # the cookie: there is nothing to delete
-        store = inner
-    after = None
-    while True:
-        page = store.sweep(now, _PAGE, after)
-        if page.done:
-            return
-        after = page.after
 
 
 checks.register(check_settings, checks.Tags.security)
