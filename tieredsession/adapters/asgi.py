@@ -75,6 +75,7 @@ except ImportError:
 from tieredsession import session as _core
 from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import Reply, add_headers
+from tieredsession.cron import PurgeView
 from tieredsession.errors import (
     ConfigurationError,
     NotLoadedError,
@@ -282,6 +283,8 @@ class SessionMiddleware:
 
     Of two around each other, with different cookie names, the inner one's session is
     ``request.session`` inside it. Other scopes than ``http`` and ``websocket`` pass through.
+    Cron may call the purge at ``SESSION_PURGE_URL`` (:mod:`tieredsession.cron`), which runs in a
+    worker thread.
 
     Args:
         app: any ASGI application.
@@ -346,10 +349,13 @@ class SessionMiddleware:
         _add(overrides, "partitioned", "SESSION_COOKIE_PARTITIONED", partitioned)
         if not isinstance(settings, Settings) or overrides:
             settings = Settings(settings, **overrides)
+        observers = tuple(observers)
         self.manager = open_manager(settings, store=store, observers=observers, clock=clock)
         self._app = app
         self._watch = PlainHTTPWatch(settings)
         self._autoload = autoload if self.manager.blocking else False
+        self._purge_url = settings.session_purge_url
+        self._purge = PurgeView(self.manager.store, settings, observers=observers, clock=clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -357,6 +363,11 @@ class SessionMiddleware:
             return
         if self._watch.active:
             self._watch.look_at((scope.get("client") or ("",))[0])
+        if scope["path"].endswith(self._purge_url or "\0") and scope["type"] == "http":
+            root = scope.get("root_path", "")
+            if scope["path"].removeprefix(root) == self._purge_url:
+                await _answer_purge(self._purge, scope, send)
+                return
         # HTTP/2 may split the header (RFC 9113, 8.2.3).
         cookies = [value for name, value in scope["headers"] if name == b"cookie"]
         header = b"; ".join(cookies).decode("latin-1") if cookies else None
@@ -449,6 +460,18 @@ async def _finish(session: Session) -> None:
     elif session._status is not None and session._status < 500:
         with anyio.CancelScope(shield=True):
             await session._save()
+
+
+async def _answer_purge(view: PurgeView, scope: Scope, send: Send) -> None:
+    """Run the purge in a worker thread."""
+    headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    authorization = headers.get(b"authorization", "")
+    cron = headers.get(b"x-appengine-cron", "")
+    answer = await to_thread.run_sync(view.answer, scope["method"], authorization, cron)
+    status, raw = int(answer.status[:3]), _encode(answer.headers)
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    body = b"" if scope["method"] == "HEAD" else answer.body
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _answer_unavailable(scope: Scope, send: Send) -> None:

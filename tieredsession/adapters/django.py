@@ -6,6 +6,7 @@ client and Django's own ``SESSION_*`` settings work unchanged. With this module 
 ``INSTALLED_APPS``, too, ``manage.py check`` reports a wrong setting; without it, the start of
 the server does. ``get_manager()`` is the site's manager, for lists of a user's sessions;
 ``use_manager(make_manager(observers=[...]))`` in an ``AppConfig.ready`` has it watched.
+``manage.py clearsessions`` runs the purge, and so does ``purge_view``, for cron, in a URLconf.
 
 It does what Django documents for sessions, also where our core has another habit: an expiry is
 counted from the last change, not from the last use; a session that was emptied lives on without
@@ -47,7 +48,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import import_module
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     from asgiref.sync import sync_to_async
@@ -65,6 +66,7 @@ except ImportError:
 
 from tieredsession.contracts import Observer
 from tieredsession.contracts import SessionStore as Store
+from tieredsession.cron import PurgeView
 from tieredsession.errors import ConfigurationError, SessionError, StoreError
 from tieredsession.events import CacheRefused, Event, TokenRefused
 from tieredsession.keyring import check_secret
@@ -73,6 +75,9 @@ from tieredsession.purge import NothingToSweep, purge
 from tieredsession.registry import open_manager, open_store
 from tieredsession.session import MAX_LIFETIME, State
 from tieredsession.settings import Settings
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest, HttpResponse
 
 USER = "_auth_user_id"
 """Where ``django.contrib.auth`` keeps the name of the user."""
@@ -438,6 +443,24 @@ def _check(data: Mapping[Any, Any]) -> None:
 def _check_key(key: Any) -> None:
     if type(key) is not str:
         raise TypeError(f"a session key is a str, and {key!r} is a {type(key).__name__}")
+
+
+def purge_view(request: HttpRequest) -> HttpResponse:
+    """The page that cron calls (:mod:`tieredsession.cron`), to be put into the URLconf::
+
+    path("sessions/purge_old_sessions", purge_view)
+    """
+    manager = get_manager()
+    view = PurgeView(manager.store, _read_settings(), clock=manager.clock)
+    status, headers, body = view.answer(
+        request.method or "",
+        request.headers.get("Authorization", ""),
+        request.headers.get("X-Appengine-Cron", ""),
+    )
+    return http.HttpResponse(body, status=int(status[:3]), headers=dict(headers))
+
+
+purge_view.csrf_exempt = True  # type: ignore[attr-defined] # cron has no form, and says who it is
 
 
 checks.register(check_settings, checks.Tags.security)

@@ -8,6 +8,7 @@
 
 ``app.config`` is where the settings are: ``SECRET_KEY``, ``SESSION_STORE``,
 ``SESSION_CACHE_URL`` and the other names of the README's table, beside those that Flask has.
+Cron may call the purge at ``SESSION_PURGE_URL`` (:mod:`tieredsession.cron`).
 Code that was written for Flask's own sessions runs unchanged, Flask-Login and Flask-WTF
 included. What differs, and why:
 
@@ -66,6 +67,7 @@ except ImportError:
 from tieredsession.codec import OwnType
 from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
+from tieredsession.cron import PurgeView
 from tieredsession.errors import ConfigurationError, StoreUnavailable
 from tieredsession.frontend import PlainHTTPWatch
 from tieredsession.manager import SessionManager
@@ -118,15 +120,18 @@ class TieredSession:
         **overrides: Any,
     ) -> None:
         self._overrides = overrides
+        self._observers = tuple(observers)
         self._open = partial(
-            open_manager, store=store, observers=tuple(observers), clock=clock, own_types=[_MARKUP]
+            open_manager, store=store, observers=self._observers, clock=clock, own_types=[_MARKUP]
         )
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: flask.Flask) -> None:
         """Give *app* its sessions. One object may serve several applications."""
-        app.session_interface = TieredSessionInterface(app, self._open, self._overrides)
+        interface = TieredSessionInterface(app, self._open, self._overrides, self._observers)
+        app.session_interface = interface
+        app.wsgi_app = _Purge(app.wsgi_app, interface)  # type: ignore[method-assign]
         app.handle_exception = _Outages(app)  # type: ignore[assignment, method-assign]
 
 
@@ -171,6 +176,7 @@ class TieredSessionInterface(SessionInterface):
         app: the application whose configuration holds the settings.
         open_manager: makes the manager of its settings.
         overrides: settings that go before those of ``app.config``.
+        observers: are told of the purge.
     """
 
     def __init__(
@@ -178,9 +184,13 @@ class TieredSessionInterface(SessionInterface):
         app: flask.Flask,
         open_manager: Callable[[Settings], SessionManager],
         overrides: dict[str, Any],
+        observers: Iterable[Observer] = (),
     ) -> None:
+        self.purge_url: str | None = None
+        self.purge: PurgeView | None = None
         self._open_manager = open_manager
         self._overrides = overrides
+        self._observers = observers
         self._lock = Lock()
         self._unset = {name: flask.Flask.default_config[name] for name in _STRICTER}
         self._given: dict[str, Any] = {}
@@ -276,8 +286,11 @@ class TieredSessionInterface(SessionInterface):
             manager = app.extensions["tieredsession"] = self._open_manager(settings)
             if on_change_alone:
                 manager.lifetimes = replace(manager.lifetimes, refresh=1.0)
+            self.purge_url = settings.session_purge_url
+            self.purge = PurgeView(manager.store, settings, observers=self._observers)
         else:
             app.extensions.pop("tieredsession", None)
+            self.purge_url = self.purge = None
         self._given = given
         self._on_change_alone = on_change_alone
         self._watch = PlainHTTPWatch(settings)
@@ -299,6 +312,20 @@ def _settings(given: dict[str, Any]) -> Settings:
         raise ConfigurationError(str(error).replace("SESSION_COOKIE_AGE", named)) from None
     settings.session_merge_rules.setdefault(_FLASHES, union)
     return settings
+
+
+class _Purge:
+    """The purge at its URL, before Flask: no hook, login or CSRF protection is meant for cron."""
+
+    def __init__(self, app: Any, interface: TieredSessionInterface) -> None:
+        self._app = app
+        self._interface = interface
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        interface = self._interface
+        if environ.get("PATH_INFO", "") == interface.purge_url and interface.purge is not None:
+            return interface.purge(environ, start_response)
+        return self._app(environ, start_response)
 
 
 class _Outages:

@@ -60,6 +60,7 @@ from typing import Any
 try:
     from pyramid.httpexceptions import HTTPException, HTTPNotFound, HTTPServiceUnavailable
     from pyramid.interfaces import ISession, ISessionFactory
+    from pyramid.wsgi import wsgiapp
     from zope.interface import implementer
 except ImportError:
     from tieredsession.errors import MissingDependencyError
@@ -68,6 +69,7 @@ except ImportError:
 
 from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
+from tieredsession.cron import PurgeView
 from tieredsession.errors import ConfigurationError, HeadersSentError, StoreUnavailable
 from tieredsession.frontend import PlainHTTPWatch
 from tieredsession.manager import SessionManager
@@ -85,6 +87,8 @@ _TOO_LATE = (
     "the response has what it has of the session, and nobody would save this change: use "
     "request.session in the view, and change it before the response starts"
 )
+
+_PURGE = "tieredsession.purge"  # the name of its route
 
 _POLICY_CSRF = "_csrft_"  # the default key of Pyramid's SessionCSRFStoragePolicy
 
@@ -265,11 +269,17 @@ def session_factory(
 def includeme(config: Any) -> None:
     """Set the session factory by the settings of *config*, over those of the environment.
 
-    A ``StoreUnavailable`` that the manager raises in a view is answered with 503 as well.
+    A ``StoreUnavailable`` that the manager raises in a view is answered with 503 as well, and
+    cron may call the purge at ``SESSION_PURGE_URL`` (:mod:`tieredsession.cron`).
     """
-    settings = _translate(config.get_settings())
-    config.set_session_factory(session_factory({**os.environ, **settings}))
+    settings = Settings({**os.environ, **_translate(config.get_settings())})
+    factory = session_factory(settings)
+    config.set_session_factory(factory)
     config.add_exception_view(_answer_unavailable, context=StoreUnavailable)
+    if settings.session_purge_url is not None:
+        view = wsgiapp(PurgeView(factory.manager.store, settings))
+        config.add_route(_PURGE, settings.session_purge_url)
+        config.add_view(view, route_name=_PURGE, require_csrf=False)
 
 
 def _translate(settings: Mapping[Any, Any]) -> dict[Any, Any]:
