@@ -200,6 +200,7 @@ class Answer:
 
 
 Difference = Literal[
+    "acts at once",
     "another age",
     "assigning sets a cookie",
     "emptied lives on",
@@ -219,6 +220,7 @@ DIFFERENCES: dict[str, dict[Difference, str]] = {
         "forms outlive renewal": "Flask-WTF's token is data of the session like any other",
     },
     "Django": {
+        "acts at once": "Django documents cycle_key() and flush() as done when they are called",
         "assigning sets a cookie": "Django's middleware sets it whenever a key was assigned",
         "emptied lives on": "Django documents that clear() leaves a session, and flush() none",
         "forms outlive renewal": "Django makes another token at a login, and at no other time",

@@ -861,6 +861,18 @@ class EveryStore(Scenarios):
             assert site.calls().store <= 1  # the look
             assert browser.data() == before
 
+    @pytest.mark.parametrize("view", [renew, destroy], ids=["renew", "destroy"])
+    def test_an_error_of_the_server_after_it_was_called(self, site: Site, view: View) -> None:
+        """A renewal or a logout that ends in a response of 5xx has not happened."""
+        browser = site.browser(a=1)
+        seen = browser.visit(view, status=500)
+        assert [cookie for cookie in seen.cookies if not cookie.deletes] == []
+        if not site.differs("acts at once"):
+            assert seen.cookies == []
+            assert browser.data() == {"a": 1}
+        elif site.revocable or view is destroy:
+            assert browser.data() == {}
+
     @pytest.mark.parametrize("status", [302, 404])
     def test_an_error_of_the_client(self, site: Site, status: int) -> None:
         """A redirect or a response of 4xx saves as any other does (lineage 46)."""

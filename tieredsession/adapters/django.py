@@ -446,10 +446,14 @@ def _check_key(key: Any) -> None:
 
 
 def purge_view(request: HttpRequest) -> HttpResponse:
-    """The page that cron calls (:mod:`tieredsession.cron`), to be put into the URLconf::
+    """The page that cron calls (:mod:`tieredsession.cron`).
 
-    path("sessions/purge_old_sessions", purge_view)
+    It belongs into the URLconf, at ``SESSION_PURGE_URL``::
+
+        path("sessions/purge_old_sessions", purge_view)
     """
+    from django import http
+
     manager = get_manager()
     view = PurgeView(manager.store, _read_settings(), clock=manager.clock)
     status, headers, body = view.answer(
