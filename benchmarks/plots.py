@@ -266,6 +266,7 @@ def _label_points(panel: Any, points: list[tuple[float, float, str]]) -> None:
 
 # -- scale ------------------------------------------------------------------------------
 
+_BLUES = (BLUE, SKY, "#003B5C", "#2F7FFF")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":")
 _OTHERS = (ORANGE, GREEN, PURPLE, "#7A7A7A", VERMILION, "#5A4A00")
@@ -275,7 +276,7 @@ def _lines(panel: Any, series: dict[str, list[tuple[float, Figure]]]) -> None:
     ours = others = 0
     for number_, (name, points) in enumerate(series.items()):
         if _is_ours(name):
-            colour, style = (BLUE, SKY)[ours % 2], "-"
+            colour, style = _BLUES[ours % len(_BLUES)], "-"
             ours += 1
         else:
             colour, style = _OTHERS[others % len(_OTHERS)], _LINES[1 + others % 3]

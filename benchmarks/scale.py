@@ -45,9 +45,13 @@ _CONTESTANTS = (
     "Werkzeug, ndb by hand",
     "Werkzeug, ndb by hand, its cache on memcached",
     "Werkzeug, naive write-through",
+    "Flask, ours, SQLite and Redis",
     "Flask, Flask-Session, Redis",
+    "Django, ours, SQLite and memcached",
     "Django, cached_db, SQLite and memcached",
 )
+"""Those on Datastore, and those who have a cache and SQLite, or a cache alone."""
+
 _PER_THREAD = 8
 READ, COUNTER, LOGIN = "returning read", "counter", "login"
 _PATHS = {READ: "/read", COUNTER: "/count", LOGIN: "/login"}
@@ -271,7 +275,9 @@ def _latency_table(made: Report, findings: Findings) -> None:
     for case in cases:
         peers = [n for n in names if not is_ours(n) and "datastore" in SITES[n].needs]
         peers = [n for n in peers if SITES[n].work == DURABLE]
-        for name in filter(is_ours, names):
+        for name in names:
+            if not is_ours(name) or "datastore" not in SITES[name].needs:
+                continue
             ours = findings.rounds[Key(case, name, "wall")]
             fastest = min(
                 peers,
