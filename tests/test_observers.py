@@ -23,6 +23,8 @@ from tieredsession.events import (
     CookieNearLimit,
     Event,
     ImportRefused,
+    Purged,
+    PurgeRefused,
     SessionCreated,
     SessionEnded,
     SessionGone,
@@ -81,6 +83,14 @@ EVENTS: list[tuple[Event, int, str]] = [
     ),
     (BreakerOpened("h:1", 2.0), logging.WARNING, "BreakerOpened server='h:1' seconds=2.0"),
     (BreakerClosed("h:1", 3), logging.INFO, "BreakerClosed server='h:1' marked=3"),
+    (
+        Purged(9, 7, 1, 1, 0, None, 0, 2, 2, 0, None, 0.5, 14.0, True, 3600.0, False),
+        logging.INFO,
+        "Purged scanned=9 deleted=7 spared=1 odd=1 failed=0 error=None stuck=0 shards=2"
+        " shards_done=2 shards_taken=0 oldest_expired_age=None seconds=0.5 rate=14.0"
+        " completed=True next=3600.0 dry_run=False",
+    ),
+    (PurgeRefused("no credential"), logging.WARNING, "PurgeRefused reason='no credential'"),
 ]
 every_event = pytest.mark.parametrize(
     ("event", "level", "line"), EVENTS, ids=[type(row[0]).__name__ for row in EVENTS]
