@@ -1,4 +1,4 @@
-"""Sessions in Datastore as a site writes them that has no library for it.
+"""Sessions in Datastore as a site writes them that has no library for it, and bare calls.
 
 A Werkzeug application with an id in a cookie and JSON in an entity. Nothing is read unless the
 view asks, and nothing is written unless the data has changed: more care than most sites take.
@@ -13,8 +13,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from benchmarks.frameworks import Request, act, over_wsgi, use_emulator
+from benchmarks.frameworks import Answer, Request, act, over_wsgi, use_emulator
+from benchmarks.payloads import TYPICAL, without_datetimes
 from benchmarks.servers import PROJECT
+
+NOTHING = Answer(b"0", None)
 
 _LIFETIME = 14 * 24 * 3600
 _COOKIE = "id"
@@ -98,6 +101,64 @@ def write_through_site() -> Any:
             memcached.set(f"session:{key}", text.encode(), expire=3600)
 
         return over_wsgi(_app(load, save, client.context, always=True))
+
+    return make
+
+
+def bare_get(cache: str) -> Any:
+    """One ``get`` of a typical session's bytes, and nothing else."""
+
+    def make(where: Any) -> Request:
+        value = json.dumps(without_datetimes(TYPICAL)).encode()
+        if cache == "memcached":
+            client = import_module("pymemcache.client.base").PooledClient(
+                where.servers[cache], no_delay=True, timeout=where.timeout
+            )
+        else:
+            client = import_module("redis").Redis.from_url(f"redis://{where.servers[cache]}")
+        client.set("bare", value)
+
+        def request(path: str, cookie: str | None) -> Answer:
+            client.get("bare")
+            return NOTHING
+
+        return request
+
+    return make
+
+
+def bare_commit() -> Any:
+    """One commit of a typical session's bytes, without ndb, with everything prepared."""
+
+    def make(where: Any) -> Request:
+        ndb = import_module("google.cloud.ndb")
+        types = import_module("google.cloud.datastore_v1.types.datastore")
+        use_emulator(where.servers["datastore"])
+        commit_request = types.CommitRequest.pb()
+        channel = ndb.Client(project=PROJECT).stub.grpc_channel
+        commit = channel.unary_unary(
+            "/google.datastore.v1.Datastore/Commit",
+            request_serializer=commit_request.SerializeToString,
+            response_deserializer=types.CommitResponse.pb().FromString,
+        )
+        prepared = commit_request(
+            project_id=PROJECT, mode=types.CommitRequest.Mode.NON_TRANSACTIONAL
+        )
+        entity = prepared.mutations.add().upsert
+        entity.key.partition_id.project_id = PROJECT
+        step = entity.key.path.add()
+        step.kind, step.name = "Bare", "bare"
+        entity.properties["data"].blob_value = json.dumps(without_datetimes(TYPICAL)).encode()
+        entity.properties["data"].exclude_from_indexes = True
+        entity.properties["write"].exclude_from_indexes = True
+
+        def request(path: str, cookie: str | None) -> Answer:
+            # Datastore does not write what it has already.
+            entity.properties["write"].blob_value = secrets.token_bytes(8)
+            commit(prepared, timeout=10)
+            return NOTHING
+
+        return request
 
     return make
 

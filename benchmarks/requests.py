@@ -21,6 +21,7 @@ from benchmarks.harness import Effort, Rounds, Say, difference, race, ratio, spr
 from benchmarks.report import Findings, Key, Report, Table, Target, cell, number
 from benchmarks.servers import NAMES, running
 from benchmarks.sites import (
+    BARE_CALLS,
     CACHE,
     SITES,
     Where,
@@ -109,6 +110,8 @@ def _calls(
     for name, request in sites.items():
         if _is_bare(name) and path != "/untouched":
             continue
+        if name in BARE_CALLS.values() and name not in map(partial(_bare_call, kind), SITES):
+            continue
         try:
             cookie = None if cookie_from is None else request(cookie_from, None).cookie
         except Exception as error:
@@ -158,7 +161,7 @@ def report(findings: Findings) -> Report:
             key = partial(Key, kind, name)
             quoted = made.quote(key("wall"), wall[name])
             row = [name, cell(quoted), cell(made.quote(key("processor"), cpu[name]))]
-            row += ["", "", ""]
+            row += ["", "", "", ""]
             site = SITES[name]
             if site.floor is not None:
                 cpu_beyond = difference(cpu[name], cpu[site.floor])
@@ -168,10 +171,14 @@ def report(findings: Findings) -> Report:
                 row[3] = cell(made.quote(key(WALL_BEYOND), wall_beyond))
                 row[4] = cell(made.quote(key(BEYOND), cpu_beyond))
                 row[5] = number(share.median)
+                bare = _bare_call(kind, name)
+                if bare in wall:
+                    of_bare = ratio(wall_beyond, wall[bare])
+                    row[6] = number(made.quote(key("of a bare call"), of_bare, "").median)
             row += [_quote_calls(made, findings, key(measure)) for measure in (CACHE_CALLS, CALLS)]
             rows.append(row)
         columns = ["us", "wall", "processor", WALL_BEYOND, BEYOND, "of the floor"]
-        columns += ["cache calls", "Datastore calls"]
+        columns += ["of a bare call", "cache calls", "Datastore calls"]
         made.tables.append(Table(f"requests: {kind}", columns, rows))
         made.targets += _targets(kind, beyond[kind])
     made.tables.append(_summary(beyond))
@@ -218,6 +225,18 @@ def rivals(kind: str, name: str, names: list[str]) -> list[str]:
     work = _work(kind, name)
     same = [other for other in names if framework(other) == framework(name)]
     return [other for other in same if not is_ours(other) and _work(kind, other) == work]
+
+
+def _bare_call(kind: str, name: str) -> str | None:
+    """The one call that *name* cannot do without: a get for a read, a commit for a change."""
+    needs = SITES[name].needs
+    if SITES[name].floor is None or not needs:
+        return None
+    if kind.startswith("returning read"):
+        return BARE_CALLS[needs[0]] if needs[0] != "datastore" else None
+    if kind.startswith(("counter", "login")):
+        return BARE_CALLS["datastore"] if "datastore" in needs else None
+    return None
 
 
 def _work(kind: str, name: str) -> str | None:

@@ -173,7 +173,17 @@ BARE = "WSGI"
 NOTHING = "WSGI, middleware that does nothing"
 _TIERS = (("memcached", "datastore"), ("redis", "datastore"))
 
+BARE_CALLS = {
+    "memcached": "one bare get, memcached",
+    "redis": "one bare get, Redis",
+    "datastore": "one bare commit, Datastore",
+}
+"""What a session on these servers cannot be cheaper than."""
+
 SITES: dict[str, Site] = {
+    BARE_CALLS["memcached"]: Site(byhand.bare_get("memcached"), needs=("memcached",)),
+    BARE_CALLS["redis"]: Site(byhand.bare_get("redis"), needs=("redis",)),
+    BARE_CALLS["datastore"]: Site(byhand.bare_commit(), needs=("datastore",)),
     BARE: Site(lambda where: over_wsgi(_plain)),
     NOTHING: Site(lambda where: over_wsgi(_Nothing(_plain)), BARE),
     "WSGI, ours": Site(_ours(_plain), NOTHING, COOKIE),
