@@ -223,6 +223,8 @@ def rivals(kind: str, name: str, names: list[str]) -> list[str]:
     A read takes the same work of whoever asks a cache first, wherever changes come to rest.
     """
     work = _work(kind, name)
+    if work is None:
+        return []
     same = [other for other in names if framework(other) == framework(name)]
     return [other for other in same if not is_ours(other) and _work(kind, other) == work]
 
