@@ -6,7 +6,7 @@ import hmac
 import os
 from collections.abc import Iterator, MutableMapping
 from copy import deepcopy
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, NoReturn, Protocol
 
 from tieredsession.contracts import Codec, Record
@@ -27,6 +27,9 @@ MAX_LIFETIME = 10 * 366 * 24 * 3600
 MAX_FLASHES = 50
 """Messages of one queue; beyond it, the oldest are dropped."""
 
+# Values of these types cannot change after they were handed out.
+_FIXED = frozenset({str, int, float, bool, type(None), bytes, datetime, date})
+
 
 class State:
     """What is known of a session once it has been touched. For the manager.
@@ -40,6 +43,7 @@ class State:
         "ended",
         "force",
         "principal",
+        "pristine",
         "record",
         "renewed",
         "restarted",
@@ -71,6 +75,8 @@ class State:
         """The lifetime counts from now."""
         self.force = False
         """Save even if the bytes are the same."""
+        self.pristine = False
+        """``data`` is what the record holds: nobody could change it, so nobody has to look."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
 
@@ -119,10 +125,18 @@ class Session(MutableMapping[str, Any]):
     # -- the dict ---------------------------------------------------------------------
 
     def __getitem__(self, key: str) -> Any:
-        return (self._state or self._touch()).data[key]
+        state = self._state or self._touch()
+        value = state.data[key]
+        if type(value) not in _FIXED:
+            state.pristine = False
+        return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        return (self._state or self._touch()).data.get(key, default)
+        state = self._state or self._touch()
+        value = state.data.get(key, default)
+        if type(value) not in _FIXED:
+            state.pristine = False
+        return value
 
     def __contains__(self, key: object) -> bool:
         return key in (self._state or self._touch()).data
@@ -383,6 +397,7 @@ class Session(MutableMapping[str, Any]):
 
     def _touch(self) -> State:
         state = self._state = self._io.load(self._header)
+        state.pristine = state.record is not None
         return state
 
     def _changeable(self, *, needs_cookie: bool = False) -> State:
@@ -392,6 +407,7 @@ class Session(MutableMapping[str, Any]):
                 "the headers have left, and this change of the session needs a cookie: "
                 "make it before the response starts"
             )
+        state.pristine = False
         return state
 
     def __repr__(self) -> str:
