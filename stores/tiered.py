@@ -364,7 +364,7 @@ class TieredSessionStore:
             return self._breakers.setdefault(server, Breaker(self._clock))
 
     def _is_ready(self, key: str, breaker: Breaker, now: float) -> bool:
-        """Whether to call a server that failed; what it missed is made good before."""
+        """Whether to call a server with a past; what it missed is made good before that."""
         if breaker.is_closed:
             self._make_good(breaker)
         elif breaker.may_probe():
