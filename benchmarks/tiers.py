@@ -281,7 +281,7 @@ def _targets(made: Report, findings: Findings) -> None:
         )
         text = f"{WERKZEUG}: beyond {NO_SESSION}"
         beyond, theirs = difference(ours, floor), difference(by_hand, floor)
-        of_theirs = spread(beyond).median / spread(theirs).median
+        of_theirs = spread(ratio(beyond, theirs)).median
         limit = _WERKZEUG_TARGET / _WERKZEUG_BY_HAND
         made.targets += [
             Target(text, spread(beyond).median, _WERKZEUG_TARGET, "us"),
