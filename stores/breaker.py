@@ -39,6 +39,8 @@ class Breaker:
         self._missed: dict[str, int] = {}
         self._serial = 0
         self._overflowed = False
+        self.is_calm = True
+        """Closed, with no failure since the last answer and nothing to make good: just call."""
 
     @property
     def is_closed(self) -> bool:
@@ -55,14 +57,15 @@ class Breaker:
 
     def succeeded(self) -> None:
         """A call was answered."""
-        if self._failures:
-            with self._lock:
-                self._failures = 0
+        with self._lock:
+            self._failures = 0
+            self._settle()
 
     def failed(self, error: CacheError) -> float | None:
         """A call failed; the seconds for which the breaker opens now, if it does."""
         with self._lock:
             self._failures += 1
+            self.is_calm = False
             was_probe, self._probing = self._probing, False
             if self._closed:
                 if self._failures < 2 and not isinstance(error, CacheTimeout):
@@ -86,6 +89,7 @@ class Breaker:
     def missed(self, key: str) -> None:
         """The cached copy of *key* is out of date and could not be marked."""
         with self._lock:
+            self.is_calm = False
             if key in self._missed or len(self._missed) < MAX_REMEMBERED:
                 self._serial += 1
                 self._missed[key] = self._serial
@@ -101,6 +105,7 @@ class Breaker:
         with self._lock:
             if self._missed.get(key) == serial:
                 del self._missed[key]
+            self._settle()
 
     def take_overflow(self) -> bool:
         """Whether more was missed than could be remembered; asked once."""
@@ -114,3 +119,7 @@ class Breaker:
             self._failures = 0
             self._probing = False
             self._closed = True
+            self._settle()
+
+    def _settle(self) -> None:
+        self.is_calm = self._closed and not self._failures and not self._missed

@@ -391,18 +391,24 @@ class _Requests:
         key.partition_id.database_id = connection.database
         key.partition_id.namespace_id = connection.namespace
         key.path.add().kind = kind
-        self._commit = rpc.CommitRequest(
+        self._partition = key.partition_id
+        self._kind = kind
+        self._delete = rpc.CommitRequest(
             project_id=connection.project,
             database_id=connection.database,
             mode=rpc.CommitRequest.NON_TRANSACTIONAL,
         )
-        self._entity = rpc.Entity(key=key)
+        self._insert = _copy(self._delete)
+        self._update = _copy(self._delete)
+        self._delete.mutations.add().delete.CopyFrom(key)
+        entity = rpc.Entity(key=key)
         for name in ("data", "expires", "write"):
-            self._entity.properties[name].exclude_from_indexes = True
+            entity.properties[name].exclude_from_indexes = True
+        self._insert.mutations.add().insert.CopyFrom(entity)
+        self._update.mutations.add().update.CopyFrom(entity)
 
     def lookup(self, key: str) -> rpc.Message:
-        request = rpc.LookupRequest()
-        request.CopyFrom(self._lookup)
+        request = _copy(self._lookup)
         request.keys[0].path[0].name = key
         return request
 
@@ -410,9 +416,9 @@ class _Requests:
         request = rpc.QueryRequest(
             project_id=self._lookup.project_id,
             database_id=self._lookup.database_id,
-            partition_id=self._entity.key.partition_id,
+            partition_id=self._partition,
         )
-        request.query.kind.add().name = self._entity.key.path[0].kind
+        request.query.kind.add().name = self._kind
         wanted = request.query.filter.property_filter
         wanted.property.name = "owner"
         wanted.op = wanted.EQUAL
@@ -422,8 +428,8 @@ class _Requests:
     def insert(
         self, key: str, sealed: bytes, expires: float, write: bytes, owner: str | None
     ) -> rpc.Message:
-        request, mutation = self._mutation()
-        self._fill(mutation.insert, key, sealed, int(expires), write, owner)
+        request = _copy(self._insert)
+        _fill(request.mutations[0].insert, key, sealed, int(expires), write, owner)
         return request
 
     def update(
@@ -435,43 +441,44 @@ class _Requests:
         owner: str | None,
         version: int,
     ) -> rpc.Message:
-        request, mutation = self._mutation()
+        request = _copy(self._update)
+        mutation = request.mutations[0]
         mutation.base_version = version
-        self._fill(mutation.update, key, sealed, int(expires), write, owner, version)
+        _fill(mutation.update, key, sealed, int(expires), write, owner, version)
         return request
 
     def delete(self, key: str, version: int | None) -> rpc.Message:
-        request, mutation = self._mutation()
+        request = _copy(self._delete)
+        mutation = request.mutations[0]
         if version is not None:
             mutation.base_version = version
-        mutation.delete.CopyFrom(self._entity.key)
         mutation.delete.path[0].name = key
         return request
 
-    def _mutation(self) -> tuple[rpc.Message, rpc.Message]:
-        request = rpc.CommitRequest()
-        request.CopyFrom(self._commit)
-        return request, request.mutations.add()
 
-    def _fill(
-        self,
-        entity: rpc.Message,
-        key: str,
-        sealed: bytes,
-        expires: int,
-        write: bytes,
-        owner: str | None,
-        replaced: int = 0,
-    ) -> None:
-        entity.CopyFrom(self._entity)
-        entity.key.path[0].name = key
-        properties = entity.properties
-        properties["data"].blob_value = sealed
-        properties["expires"].timestamp_value.seconds = expires
-        properties["sweep"].string_value = sweep_value(key, expires)
-        properties["write"].blob_value = write + replaced.to_bytes(8, "big")
-        if owner is not None:
-            properties["owner"].string_value = owner
+def _copy(prepared: rpc.Message) -> rpc.Message:
+    request = type(prepared)()
+    request.CopyFrom(prepared)
+    return request
+
+
+def _fill(
+    entity: rpc.Message,
+    key: str,
+    sealed: bytes,
+    expires: int,
+    write: bytes,
+    owner: str | None,
+    replaced: int = 0,
+) -> None:
+    entity.key.path[0].name = key
+    properties = entity.properties
+    properties["data"].blob_value = sealed
+    properties["expires"].timestamp_value.seconds = expires
+    properties["sweep"].string_value = sweep_value(key, expires)
+    properties["write"].blob_value = write + replaced.to_bytes(8, "big")
+    if owner is not None:
+        properties["owner"].string_value = owner
 
 
 def _is_by(found: rpc.Message, write: bytes) -> bool:

@@ -30,7 +30,6 @@ live is the bound on staleness; choose it as such.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -113,7 +112,6 @@ class TieredSessionStore:
         self._breakers: dict[str, Breaker] = {}
         self._doubted: dict[str, float] = {}  # server to the time before which values are old
         self._flights: dict[str, _Flight] = {}
-        self._lock = threading.Lock()
 
     # -- SessionStore -----------------------------------------------------------------
 
@@ -351,12 +349,8 @@ class TieredSessionStore:
         """Make a cache call, or ``None`` if the cache failed or is left alone for now."""
         breaker = self._breaker(key)
         try:
-            if not breaker.is_closed:
-                if not breaker.may_probe():
-                    return None
-                self._recover(key, breaker, now)
-            else:
-                self._make_good(breaker)
+            if not breaker.is_calm and not self._is_ready(key, breaker, now):
+                return None
             answer = call()
         except CacheError as error:
             self._failed(key, breaker, error)
@@ -364,16 +358,27 @@ class TieredSessionStore:
         except BaseException:
             breaker.interrupted()
             raise
-        breaker.succeeded()
+        if not breaker.is_calm:
+            breaker.succeeded()
         return answer
 
     def _breaker(self, key: str) -> Breaker:
         server = self.cache.server(key)
-        breaker = self._breakers.get(server)
-        if breaker is None:
-            with self._lock:
-                breaker = self._breakers.setdefault(server, Breaker(self._clock))
-        return breaker
+        try:
+            return self._breakers[server]
+        except KeyError:
+            # Of two threads that come first, both make one and one is kept.
+            return self._breakers.setdefault(server, Breaker(self._clock))
+
+    def _is_ready(self, key: str, breaker: Breaker, now: float) -> bool:
+        """Whether to call a server with a past; what it missed is made good before that."""
+        if breaker.is_closed:
+            self._make_good(breaker)
+        elif breaker.may_probe():
+            self._recover(key, breaker, now)
+        else:
+            return False
+        return True
 
     def _recover(self, key: str, breaker: Breaker, now: float) -> None:
         """Probe, and mark what the server missed, before anybody trusts it again."""

@@ -754,13 +754,17 @@ def test_a_codec_of_ones_own() -> None:
 
 
 class CountingCodec(MsgpackCodec):
-    """The codec, with a count of what it decoded."""
+    """The codec, with a count of what it decoded and encoded."""
 
-    decoded = 0
+    decoded = encoded = 0
 
     def decode(self, payload: bytes) -> dict[str, Any]:
         self.decoded += 1
         return super().decode(payload)
+
+    def encode(self, data: Mapping[str, Any]) -> bytes:
+        self.encoded += 1
+        return super().encode(data)
 
 
 def test_nothing_is_decoded_unread(site: Site) -> None:
@@ -772,3 +776,14 @@ def test_nothing_is_decoded_unread(site: Site) -> None:
     assert codec.decoded == 0
     browser.visit(_thrice)
     assert codec.decoded == 1
+
+
+def test_nothing_is_encoded_that_could_not_change(site: Site) -> None:
+    """A request that saw only values that cannot change need not encode them to find that out."""
+    browser = site.browser(a=1, b="text", c=[1])
+    codec = CountingCodec()
+    site.manager.codec = codec
+    browser.visit(lambda session: (session["a"], session.get("b"), "c" in session, len(session)))
+    assert codec.encoded == 0
+    browser.visit(lambda session: session["c"])
+    assert codec.encoded > 0

@@ -266,6 +266,10 @@ def test_no_change_writes_nothing(site: Site, view: Any) -> None:
 CHANGES: dict[str, Any] = {
     "nested list": lambda session: session["a"].append(3),
     "deeper": lambda session: session["a"][1].update(b=9),
+    "nested, by get": lambda session: session.get("a").append(3),
+    "nested, by setdefault": lambda session: session.setdefault("a", []).append(3),
+    "nested, by values": lambda session: next(iter(session.values())).append(3),
+    "nested, by items": lambda session: dict(session.items())["a"].append(3),
     "same length": lambda session: session.update(c=4),
     "another key, same length": lambda session: session.update(d=session.pop("c")),
     "equal, of another type": lambda session: session.update(c=3.0),

@@ -249,6 +249,63 @@ def test_old_keys_open_and_the_first_signs() -> None:
     assert before.key(token) is None
 
 
+def test_a_rotation_gives_the_same_id_a_token_of_the_first_key() -> None:
+    """A token of an old key becomes one of the first key for the same session; its own stays."""
+    old, new = "only for tests, only for tests, 1", "only for tests, only for tests, 2"
+    token, key = StoreOptions(Keyring(old), "id").ids.mint()
+    during = StoreOptions(Keyring(new, [old]), "id").ids
+    current = during.current(token)
+    assert current != token
+    assert StoreOptions(Keyring(new), "id").ids.key(current) == key
+    assert during.current(current) == current
+
+
+class CountingAuthenticator:
+    """An authenticator, with a count of the tags that it was asked for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def tag(self, message: bytes) -> bytes:
+        self.count += 1
+        return AUTHENTICATOR.tag(message)
+
+    def tags(self, message: bytes) -> list[bytes]:
+        return AUTHENTICATOR.tags(message)
+
+    def verify(self, message: bytes, tag: bytes) -> bool:
+        return AUTHENTICATOR.verify(message, tag)
+
+
+def test_a_token_is_checked_once_for_all_layers() -> None:
+    """The token of a request is checked once, however many forged ones come in between."""
+    authenticator = CountingAuthenticator()
+    ids = SessionIds(authenticator)
+    token, key = IDS.mint()
+    assert ids.key(token) == key
+    others = [StoreOptions(KEYRING, "another").ids.mint()[0] for _ in range(1000)]
+    assert [ids.key(other) for other in others] == [None] * 1000
+    asked = authenticator.count
+    assert asked >= 1000
+    assert ids.key(token) == key
+    assert ids.current(token) == token
+    assert ids.label(token) == key[:12]
+    assert authenticator.count == asked
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """The tokens of visitors who have left are forgotten: memory holds few of them at once."""
+    authenticator = CountingAuthenticator()
+    ids = SessionIds(authenticator)
+    token, key = IDS.mint()
+    assert ids.key(token) == key
+    for _ in range(1000):
+        ids.key(IDS.mint()[0])
+    asked = authenticator.count
+    assert ids.key(token) == key
+    assert authenticator.count == asked + 1
+
+
 # -- labels and owners --------------------------------------------------------------------
 
 

@@ -336,7 +336,9 @@ class SessionManager:
             return True
         if state.principal != state.record.principal:
             return True
-        return self._differs(state, state.record, self.codec.encode(state.data))
+        return not state.pristine and self._differs(
+            state, state.record, self.codec.encode(state.data)
+        )
 
     def needs_cookie(self, state: State) -> bool:
         """Whether a change of *state* cannot be saved without a ``Set-Cookie``."""
@@ -478,7 +480,7 @@ class SessionManager:
         self._create(state, now, events.SessionRenewed, expires)
 
     def _update(self, state: State, token: str, record: Record, now: float) -> None:
-        payload = self.codec.encode(state.data)
+        payload = record.payload if state.pristine else self.codec.encode(state.data)
         changed = (
             state.force
             or state.principal != record.principal
@@ -545,6 +547,7 @@ class SessionManager:
             raise StoreError(f"the session cannot be merged: {error}") from None
         base = {} if state.record is None else self.codec.decode(state.record.payload)
         merged, contested = merge(base, state.data, theirs, self._rules)
+        state.pristine = False
         state.data.clear()
         state.data.update(merged)
         if state.principal == before:

@@ -6,7 +6,7 @@ import hmac
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from copy import copy, deepcopy
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from tieredsession.contracts import Codec, Record
@@ -27,6 +27,9 @@ MAX_LIFETIME = 10 * 366 * 24 * 3600
 
 MAX_FLASHES = 50
 """Messages of one queue; beyond it, the oldest are dropped."""
+
+# Values of these types cannot change after they were handed out.
+_FIXED = frozenset({str, int, float, bool, type(None), bytes, datetime, date})
 
 
 class Imported(NamedTuple):
@@ -70,6 +73,7 @@ class State:
         "keep_empty",
         "moving",
         "principal",
+        "pristine",
         "record",
         "renewed",
         "restarted",
@@ -106,6 +110,8 @@ class State:
         """A session without data is worth one, too."""
         self.until: Callable[[float], float] | None = None
         """A front end's own rule: when a session that is saved at that time ends, to the second."""
+        self.pristine = False
+        """``data`` is what the record holds: nobody could change it, so nobody has to look."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
         self.moving: MovingIn | None = None
@@ -192,10 +198,18 @@ class Session(MutableMapping[str, Any]):
     # -- the dict ---------------------------------------------------------------------
 
     def __getitem__(self, key: str) -> Any:
-        return (self._state or self._touch()).data[key]
+        state = self._state or self._touch()
+        value = state.data[key]
+        if type(value) not in _FIXED:
+            state.pristine = False
+        return value
 
     def get(self, key: str, default: Any = None) -> Any:
-        return (self._state or self._touch()).data.get(key, default)
+        state = self._state or self._touch()
+        value = state.data.get(key, default)
+        if type(value) not in _FIXED:
+            state.pristine = False
+        return value
 
     def __contains__(self, key: object) -> bool:
         return key in (self._state or self._touch()).data
@@ -460,6 +474,7 @@ class Session(MutableMapping[str, Any]):
 
     def _touch(self) -> State:
         state = self._state = self._io.load(self._header)
+        state.pristine = state.record is not None
         return state
 
     def _changeable(self, *, needs_cookie: bool = False) -> State:
@@ -469,6 +484,7 @@ class Session(MutableMapping[str, Any]):
                 "the headers have left, and this change of the session needs a cookie: "
                 "make it before the response starts"
             )
+        state.pristine = False
         return state
 
     def __repr__(self) -> str:

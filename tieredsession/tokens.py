@@ -13,8 +13,10 @@ import os
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import sha256
-from typing import Protocol
+from hmac import compare_digest
+from typing import NamedTuple, Protocol
 
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 # What only plain base64 has becomes what no base64 has.
@@ -31,6 +33,8 @@ TOKEN_LENGTH = 32
 KEY_DIGITS = 64
 _RANDOM = 16
 MAC_BYTES = 8
+
+_REMEMBERED = 64  # tokens; a thread asks for the one of its request several times
 
 
 class Authenticator(Protocol):
@@ -60,11 +64,26 @@ def decode_base64(text: str) -> bytes | None:
     return data if whole else None
 
 
+class _Refused(Exception):
+    pass
+
+
+class _Known(NamedTuple):
+    """What an authentic token stands for: its storage key, and itself under the first key."""
+
+    key: str
+    current: str
+
+
 class SessionIds:
     """Mints id tokens and turns them into storage keys.
 
     *authenticator* tags with 8 bytes; *prefix* goes before every storage key, so
     that several applications can share one database and one cache.
+
+    A request asks for the key of its token in every layer that it passes, and the answer
+    never changes: the last few are remembered. They are found by a hash that nobody outside
+    can compute, so the time that it takes tells a guesser nothing.
     """
 
     def __init__(
@@ -76,6 +95,8 @@ class SessionIds:
         self._authenticator = authenticator
         self._prefix = prefix
         self._random = random
+        # What raises is not remembered: forged tokens push no others out.
+        self._know = lru_cache(_REMEMBERED)(self._authenticate)
 
     @property
     def prefix(self) -> str:
@@ -90,23 +111,17 @@ class SessionIds:
 
     def key(self, token: str) -> str | None:
         """The storage key of an authentic *token*, or ``None`` for any other text."""
-        if len(token) != TOKEN_LENGTH:
+        try:
+            return self._know(token).key
+        except _Refused:
             return None
-        raw = decode_base64(token)
-        if raw is None:
-            return None
-        secret = raw[:_RANDOM]
-        if not self._authenticator.verify(secret, raw[_RANDOM:]):
-            return None
-        return self._hash(secret)
 
     def current(self, token: str) -> str:
         """An authentic *token* under the first key: the same id, and the same storage key.
 
         So an id that was minted before a rotation of keys outlives the fallback key.
         """
-        secret = (decode_base64(token) or b"")[:_RANDOM]
-        return encode_base64(secret + self._authenticator.tag(secret))
+        return self._know(token).current
 
     def refusal(self, token: str) -> str:
         """Why :meth:`key` refuses *token*: a reason code of ``TokenRefused``."""
@@ -122,6 +137,18 @@ class SessionIds:
         """The same, of a storage key."""
         start = len(self._prefix)
         return key[start : start + 12]
+
+    def _authenticate(self, token: str) -> _Known:
+        raw = decode_base64(token) if len(token) == TOKEN_LENGTH else None
+        if raw is None:
+            raise _Refused
+        secret, tag = raw[:_RANDOM], raw[_RANDOM:]
+        current = self._authenticator.tag(secret)
+        if compare_digest(current, tag):
+            return _Known(self._hash(secret), token)
+        if not self._authenticator.verify(secret, tag):
+            raise _Refused
+        return _Known(self._hash(secret), encode_base64(secret + current))
 
     def _hash(self, secret: bytes) -> str:
         return self._prefix + sha256(secret).hexdigest()
