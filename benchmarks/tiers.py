@@ -16,10 +16,10 @@ from itertools import cycle
 from typing import Any
 
 from benchmarks.cookies import SECRET
+from benchmarks.frameworks import Answer, over_wsgi, werkzeug_app
 from benchmarks.harness import Call, Effort, Say, difference, race, ratio, spread
 from benchmarks.payloads import TYPICAL
 from benchmarks.report import Findings, Key, Report, Table, Target, cell, number
-from benchmarks.sites import Answer, over_wsgi, werkzeug_app
 from tieredsession import SessionMiddleware
 from tieredsession.codec import MsgpackCodec
 from tieredsession.contracts import Record
