@@ -171,7 +171,9 @@ class Session(_core.Session):
             )
         with self._lock:
             if self._state is None:
-                self._state = self._ahead or manager.load(self._header)
+                state = self._state = self._ahead or manager.load(self._header)
+                # Where a save has no thread of its own, as for any session of the core.
+                state.pristine = not manager.blocking and state.record is not None
             return self._state
 
     def _load(self) -> None:
