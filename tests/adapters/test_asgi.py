@@ -266,6 +266,14 @@ def test_a_change_is_saved(
         assert stored(site, browser) == expected
 
 
+def test_a_change_inside_a_value_is_saved(make_site: MakeSite, server: Server) -> None:
+    """A change inside a value that was read, and nothing else, is found and saved."""
+    site = make_site()
+    browser = site.browser(items=[1])
+    server.visit(wrap(site, App(lambda session: session["items"].append(2))), browser)
+    assert stored(site, browser) == {"items": [1, 2]}
+
+
 def test_the_session_is_saved_before_the_server_hears_of_the_response(
     make_site: MakeSite, server: Server
 ) -> None:
