@@ -458,8 +458,8 @@ def purge_view(request: HttpRequest) -> HttpResponse:
     view = PurgeView(manager.store, _read_settings(), clock=manager.clock)
     status, headers, body = view.answer(
         request.method or "",
-        request.headers.get("Authorization", ""),
-        request.headers.get("X-Appengine-Cron", ""),
+        request.META.get("HTTP_AUTHORIZATION", ""),
+        request.META.get("HTTP_X_APPENGINE_CRON", ""),
     )
     return http.HttpResponse(body, status=int(status[:3]), headers=dict(headers))
 
