@@ -10,15 +10,19 @@ from typing import Any, NamedTuple
 import flask
 import pytest
 from adapters.django_site import running
+from django.core.management import call_command
 from django.test import Client as DjangoClient
+from django.test import override_settings
 from django.urls import path
 from pyramid.config import Configurator
 from starlette.applications import Starlette
 from werkzeug.test import Client
 
 from tieredsession.adapters.asgi import SessionMiddleware
-from tieredsession.adapters.django import purge_view
+from tieredsession.adapters.django import make_manager, purge_view, use_manager
 from tieredsession.adapters.flask import TieredSession
+from tieredsession.cron import PurgeView
+from tieredsession.events import Event, Purged, PurgeRefused
 
 SECRET = "a long enough text, for tests alone: 0123456789"
 TOKEN = "another long enough text, for the tests of the purge"
@@ -93,14 +97,16 @@ def _asgi(**settings: Any) -> Call:
     return call
 
 
+_DJANGO = {
+    **{name: value for name, value in SETTINGS.items() if name != "SECRET_KEY"},
+    "ROOT_URLCONF": (path(URL[1:], purge_view),),
+    "MIDDLEWARE": ["django.middleware.csrf.CsrfViewMiddleware"],
+}
+
+
 def _django(**settings: Any) -> Call:
     url = settings.get("SESSION_PURGE_URL", URL)
-    pages = () if not url else (path(url[1:], purge_view),)
-    options = {
-        **{name: value for name, value in SETTINGS.items() if name != "SECRET_KEY"},
-        "ROOT_URLCONF": pages,
-        "MIDDLEWARE": ["django.middleware.csrf.CsrfViewMiddleware"],
-    }
+    options = {**_DJANGO, "ROOT_URLCONF": (path(url[1:], purge_view),) if url else ()}
 
     def call(token: str = "", method: str = "GET", path: str = URL) -> Answer:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -133,6 +139,42 @@ def test_a_stranger(make: Callable[..., Call]) -> None:
     for token in ("", "wrong"):
         answer = make()(token)
         assert (answer.status, answer.json) == (403, {"error": "forbidden"})
+
+
+@pytest.mark.parametrize("token", [TOKEN, "wrong"])
+def test_an_observer_in_django(token: str) -> None:
+    """The observers of the manager are told of the purge, and of strangers at it."""
+    seen: list[Event] = []
+    with running(**_DJANGO):
+        use_manager(make_manager(observers=[seen.append]))
+        try:
+            for _ in range(2):
+                DjangoClient().get(URL, headers={"Authorization": f"Bearer {token}"})
+            if token == TOKEN:
+                call_command("clearsessions")
+        finally:
+            use_manager(None)
+    kinds = [type(event) for event in seen]
+    assert kinds == ([Purged] * 3 if token == TOKEN else [PurgeRefused] * 2)
+
+
+def test_a_stranger_in_django_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page in Django reads the settings once, and again when a test has changed one."""
+    made: list[object] = []
+
+    class View(PurgeView):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            made.append(self)
+            super().__init__(*given, **options)
+
+    monkeypatch.setattr("tieredsession.adapters.django.PurgeView", View)
+    with running(**_DJANGO):
+        for _ in range(3):
+            assert DjangoClient().get(URL).status_code == 403
+        assert len(made) == 1
+        with override_settings(SESSION_PURGE_TOKEN=TOKEN[::-1]):
+            headers = {"Authorization": f"Bearer {TOKEN[::-1]}"}
+            assert DjangoClient().get(URL, headers=headers).status_code == 200
 
 
 @MAKERS

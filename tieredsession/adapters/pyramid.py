@@ -277,7 +277,7 @@ def includeme(config: Any) -> None:
     config.set_session_factory(factory)
     config.add_exception_view(_answer_unavailable, context=StoreUnavailable)
     if settings.session_purge_url is not None:
-        view = wsgiapp(PurgeView(factory.manager.store, settings))
+        view = wsgiapp(PurgeView(factory.manager.store, settings, clock=factory.manager.clock))
         config.add_route(_PURGE, settings.session_purge_url)
         config.add_view(view, route_name=_PURGE, require_csrf=False)
 
