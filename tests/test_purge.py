@@ -251,7 +251,7 @@ class Shards:
     the index takes it for. *plan* is called with the name of each call before it is made.
     """
 
-    shards = ("0", "1", "2", "3")
+    shards: tuple[str, ...] = ("0", "1", "2", "3")
 
     def __init__(self, rate: float | None = None) -> None:
         self.sweep_rate = rate

@@ -11,10 +11,12 @@ import flask
 import pytest
 from adapters.django_site import running
 from django.core.management import call_command
+from django.http import HttpResponseRedirect
 from django.test import Client as DjangoClient
 from django.test import override_settings
 from django.urls import path
 from pyramid.config import Configurator
+from pyramid.security import Denied
 from starlette.applications import Starlette
 from werkzeug.test import Client
 
@@ -66,9 +68,30 @@ def _flask(**settings: Any) -> Call:
     return _over_wsgi(app)
 
 
+class Nobody:
+    """A security policy of Pyramid by which nobody may do anything."""
+
+    def identity(self, request: Any) -> None:
+        return None
+
+    def authenticated_userid(self, request: Any) -> None:
+        return None
+
+    def permits(self, request: Any, context: Any, permission: str) -> Denied:
+        return Denied("nobody may")
+
+    def remember(self, request: Any, userid: str, **options: Any) -> list[tuple[str, str]]:
+        return []
+
+    def forget(self, request: Any, **options: Any) -> list[tuple[str, str]]:
+        return []
+
+
 def _pyramid(**settings: Any) -> Call:
     config = Configurator(settings={**SETTINGS, **settings})
     config.set_default_csrf_options(require_csrf=True)
+    config.set_security_policy(Nobody())
+    config.set_default_permission("edit")
     config.include("tieredsession.adapters.pyramid")
     return _over_wsgi(config.make_wsgi_app())
 
@@ -97,10 +120,26 @@ def _asgi(**settings: Any) -> Call:
     return call
 
 
+class LoginRequired:
+    """Django's middleware of that name, for visitors of whom none is logged in."""
+
+    def __init__(self, get_response: Any) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: Any) -> Any:
+        return self._get_response(request)
+
+    def process_view(self, request: Any, view: Any, args: Any, kwargs: Any) -> Any:
+        return HttpResponseRedirect("/login") if getattr(view, "login_required", True) else None
+
+
 _DJANGO = {
     **{name: value for name, value in SETTINGS.items() if name != "SECRET_KEY"},
     "ROOT_URLCONF": (path(URL[1:], purge_view),),
-    "MIDDLEWARE": ["django.middleware.csrf.CsrfViewMiddleware"],
+    "MIDDLEWARE": [
+        "django.middleware.csrf.CsrfViewMiddleware",
+        "adapters.test_purge_page.LoginRequired",
+    ],
 }
 
 

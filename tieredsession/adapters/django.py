@@ -481,13 +481,15 @@ def purge_view(request: HttpRequest) -> HttpResponse:
 
     status, headers, body = _get_cron(get_manager()).answer(
         request.method or "",
-        request.headers.get("Authorization", ""),
-        request.headers.get("X-Appengine-Cron", ""),
+        request.META.get("HTTP_AUTHORIZATION", ""),
+        request.META.get("HTTP_X_APPENGINE_CRON", ""),
     )
     return http.HttpResponse(body, status=int(status[:3]), headers=dict(headers))
 
 
-purge_view.csrf_exempt = True  # type: ignore[attr-defined] # cron has no form, and says who it is
+# Cron has no form and no login, and says who it is.
+purge_view.csrf_exempt = True  # type: ignore[attr-defined]
+purge_view.login_required = False  # type: ignore[attr-defined]
 
 
 checks.register(check_settings, checks.Tags.security)
