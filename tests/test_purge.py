@@ -681,11 +681,29 @@ def test_a_store_that_is_down(after: FakeClock) -> None:
     report = purge(store, clock=after)
     assert (report.failed, report.shards_done, report.oldest_expired_age) == (1, 0, None)
     assert calls == ["read_notes"]
+    assert report.next == 0
+
+
+def test_a_store_that_fails_now_and_then(after: FakeClock) -> None:
+    """A store of whose calls every other one fails is swept all the same, as far as it goes."""
+    store = Shards()
+    store.shards = tuple("0123456789")
+    calls: list[str] = []
+
+    def fail(call: str, shard: str) -> None:
+        if call == "sweep":
+            calls.append(shard)
+            if len(calls) % 2:
+                raise StoreUnavailable("not now")
+
+    store.plan = fail
+    report = purge(store, clock=after)
+    assert (report.failed, report.shards_done) == (5, 5)
 
 
 def test_a_store_that_goes_down(after: FakeClock) -> None:
     """A store that goes down on the way is left alone after three calls that failed."""
-    store = _full(Shards())
+    store = _full(Shards(rate=100.0))
     calls: list[str] = []
 
     def down(call: str, shard: str) -> None:

@@ -48,8 +48,10 @@ Call = Callable[..., Answer]
 def _over_wsgi(app: Any) -> Call:
     client = Client(app)
 
-    def call(token: str = "", method: str = "GET", path: str = URL) -> Answer:
+    def call(token: str = "", method: str = "GET", path: str = URL, cron: str = "") -> Answer:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if cron:
+            headers["X-Appengine-Cron"] = cron
         response = client.open(path, method=method, headers=headers)
         return Answer(response.status_code, response.mimetype or "", response.get_json(silent=True))
 
@@ -100,8 +102,10 @@ def _asgi(**settings: Any) -> Call:
     app = Starlette()
     app.add_middleware(SessionMiddleware, settings={**SETTINGS, **settings})
 
-    def call(token: str = "", method: str = "GET", path: str = URL) -> Answer:
+    def call(token: str = "", method: str = "GET", path: str = URL, cron: str = "") -> Answer:
         headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
+        if cron:
+            headers.append((b"x-appengine-cron", cron.encode()))
         scope = {"type": "http", "method": method, "path": path, "headers": headers}
         sent: list[Any] = []
 
@@ -147,8 +151,10 @@ def _django(**settings: Any) -> Call:
     url = settings.get("SESSION_PURGE_URL", URL)
     options = {**_DJANGO, "ROOT_URLCONF": (path(url[1:], purge_view),) if url else ()}
 
-    def call(token: str = "", method: str = "GET", path: str = URL) -> Answer:
+    def call(token: str = "", method: str = "GET", path: str = URL, cron: str = "") -> Answer:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if cron:
+            headers["X-Appengine-Cron"] = cron
         with running(**options, **settings):
             client = DjangoClient(enforce_csrf_checks=True)
             response = client.generic(method, path, headers=headers)
@@ -214,6 +220,17 @@ def test_a_stranger_in_django_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
         with override_settings(SESSION_PURGE_TOKEN=TOKEN[::-1]):
             headers = {"Authorization": f"Bearer {TOKEN[::-1]}"}
             assert DjangoClient().get(URL, headers=headers).status_code == 200
+
+
+@MAKERS
+def test_cron_of_app_engine(make: Callable[..., Call], monkeypatch: pytest.MonkeyPatch) -> None:
+    """App Engine's cron may call where App Engine runs, and nowhere else."""
+    assert make()(cron="true").status == 403
+    monkeypatch.setenv("GAE_ENV", "standard")
+    call = make(SESSION_PURGE_GRACE=0)  # another setting: what was made before is not used again
+    assert call(cron="true").status == 200
+    for forged in ("false", "true,true", "true, true", "1"):
+        assert call(cron=forged).status == 403
 
 
 @MAKERS
