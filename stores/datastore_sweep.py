@@ -6,7 +6,7 @@ the order of expiry, and 256 shards are 256 places to work at. A page of a sweep
 the keys of the range (a keys-only query), the expiry and version of what stands under them now
 (a look-up), and one commit that deletes each entity on condition of that version. The look-up
 is what makes an index harmless that is behind, and the condition what makes a session stay
-that is extended in between.
+that is extended in between. The three share one deadline.
 
 Only whole hours are swept, so that no page is full of what is still alive. The time is the
 earlier of the caller's and the server's: a machine whose clock is ahead deletes nothing early.
@@ -33,7 +33,7 @@ NOTES = "Sweep"
 _HOUR = 3600
 _SHARD = 2  # hex digits
 _RATE = 500.0  # deletes a second at first: the 500/50/5 rule
-_DEADLINE = 30.0  # seconds for one call; nobody is waiting for a page
+_DEADLINE = 20.0  # seconds for a page or a note, however many calls that is: purge() counts on it
 _CANARY = "-canary".ljust(KEY_DIGITS - _SHARD, "-")  # no hash has such digits
 _FEW = 20
 _LOOKUP = 500  # keys; the service takes 1000
@@ -87,33 +87,44 @@ class DatastoreSweep:
         hours = range(max(0, int(since)) // _HOUR, max(0, int(until)) // _HOUR)
         if not hours:
             return Swept(0, 0, 0, 0, since, None)
+        deadline = self._deadline(_DEADLINE)
         request = self._query("sweep", limit, after)
         start = self._prefix + shard
         _bound(request, "sweep", f"{start}{hours.start:010d}", f"{start}{hours.stop:010d}")
-        keys, end = self._keys(request, shard)
+        keys, end = self._keys(request, shard, deadline)
         done = float(hours.stop * _HOUR)
         if dry_run:
             return Swept(len(keys), len(keys), 0, 0, since, end)
-        page, last = self._delete_expired(keys, done)
+        page, last = self._delete_expired(keys, done, deadline)
         return page._replace(reached=done if end is None else max(since, last), after=end)
 
-    def walk(self, shard: str, until: float, limit: int, after: str | None = None) -> Swept:
+    def walk(
+        self,
+        shard: str,
+        until: float,
+        limit: int,
+        after: str | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> Swept:
+        deadline = self._deadline(_DEADLINE)
         done = float(max(0, int(until)) // _HOUR * _HOUR)
         request = self._query("__key__", limit, after)
         start = self._prefix + shard
         _bound(request, "__key__", self._key(start), self._key(start + "g"))  # "g" is behind "f"
-        keys, end = self._keys(request, shard)
-        page, _ = self._delete_expired(keys, done)
+        keys, end = self._keys(request, shard, deadline)
+        page, _ = self._delete_expired(keys, done, deadline, dry_run=dry_run)
         return page._replace(reached=done if end is None else 0.0, after=end)
 
     def oldest(self, shard: str) -> float | None:
+        deadline = self._deadline(_DEADLINE)
         start = self._prefix + shard
         after: str | None = None
         while True:
             request = self._query("sweep", _FEW, after)
             _bound(request, "sweep", start, start + "g")
-            keys, after = self._keys(request, shard)
-            found, _ = self._look_up(keys)
+            keys, after = self._keys(request, shard, deadline)
+            found, _ = self._look_up(keys, deadline)
             expiries = [expiry for expiry in map(_expiry, found) if expiry is not None]
             if expiries:
                 # The index is in hours: the first of the first hour may stand further behind.
@@ -125,9 +136,11 @@ class DatastoreSweep:
 
     def read_notes(self, names: Sequence[str]) -> dict[str, Note]:
         wanted = [self._key(self._prefix + name, NOTES) for name in names]
+        deadline = self._deadline(_DEADLINE)
         found: dict[str, Note] = {}
         for start in range(0, len(wanted), _LOOKUP):
-            for one in self._look_up_all(self._lookup(wanted[start : start + _LOOKUP])).found:
+            request = self._lookup(wanted[start : start + _LOOKUP])
+            for one in self._look_up_all(request, deadline)[0]:
                 name = one.entity.key.path[-1].name[len(self._prefix) :]
                 found[name] = Note(one.entity.properties["data"].blob_value, one.version)
         return found
@@ -142,7 +155,9 @@ class DatastoreSweep:
         entity.properties["data"].blob_value = data
         entity.properties["data"].exclude_from_indexes = True
         try:
-            result = self._call(lambda timeout: self._at.commit(request, timeout))
+            result = self._call(
+                lambda timeout: self._at.commit(request, timeout), self._deadline(_DEADLINE)
+            )
         except rpc.Refused:
             return None
         (done,) = result.mutation_results
@@ -156,10 +171,17 @@ class DatastoreSweep:
         entity.properties["expires"].timestamp_value.seconds = int(expires)
         entity.properties["expires"].exclude_from_indexes = True
         entity.properties["sweep"].string_value = sweep_value(name, int(expires))
+        tries = 0
+
+        def insert(timeout: float) -> rpc.Message:
+            nonlocal tries
+            tries += 1
+            return self._at.commit(request, timeout)
+
         try:
-            self._call(lambda timeout: self._at.commit(request, timeout))
+            self._call(insert, self._deadline(_DEADLINE))
         except rpc.Refused:
-            return False
+            return tries > 1  # what is there may be of the try before, whose reply was lost
         return True
 
     # -- inside -----------------------------------------------------------------------
@@ -168,12 +190,19 @@ class DatastoreSweep:
     def _at(self) -> rpc.Connection:
         return self._connect()
 
-    def _delete_expired(self, keys: list[rpc.Message], until: float) -> tuple[Swept, float]:
+    def _delete_expired(
+        self,
+        keys: list[rpc.Message],
+        until: float,
+        deadline: rpc.Deadline,
+        *,
+        dry_run: bool = False,
+    ) -> tuple[Swept, float]:
         """Delete what stands under *keys* and expired before *until*, and nothing else.
 
         And the beginning of the hour in which the last of them expired.
         """
-        found, now = self._look_up(keys)
+        found, now = self._look_up(keys, deadline)
         dead: list[tuple[rpc.Message, int]] = []
         spared = odd = 0
         last = 0.0
@@ -186,33 +215,41 @@ class DatastoreSweep:
                 last = max(last, float(expiry // _HOUR * _HOUR))
             else:
                 spared += 1
-        conflicts = self._delete(dead)
+        conflicts = 0 if dry_run else self._delete(dead, deadline)
         deleted = len(dead) - conflicts
         return Swept(len(keys), deleted, spared + conflicts, odd, 0.0, None), last
 
-    def _look_up(self, keys: list[rpc.Message]) -> tuple[list[rpc.Message], float]:
+    def _look_up(
+        self, keys: list[rpc.Message], deadline: rpc.Deadline
+    ) -> tuple[list[rpc.Message], float]:
         """The entities under *keys*, and the server's time."""
         if not keys:
             return [], 0.0
         request = self._lookup(keys)
         # The emulator answers with all properties all the same; the service saves the blobs.
         request.property_mask.paths.append("expires")
-        response = self._look_up_all(request)
-        read = response.read_time.seconds
-        return list(response.found), float(read) if read else float("inf")
+        return self._look_up_all(request, deadline)
 
     def _lookup(self, keys: Sequence[rpc.Message]) -> rpc.Message:
         request = rpc.LookupRequest(project_id=self._at.project, database_id=self._at.database)
         request.keys.extend(keys)
         return request
 
-    def _look_up_all(self, request: rpc.Message) -> rpc.Message:
-        response = self._call(lambda timeout: self._at.lookup(request, timeout))
-        if response.deferred:  # unknown, which is not missing
-            raise self._at.unavailable("it put look-ups off")
-        return response
+    def _look_up_all(
+        self, request: rpc.Message, deadline: rpc.Deadline
+    ) -> tuple[list[rpc.Message], float]:
+        """What is found, and the time of the server at which it began to look."""
+        found: list[rpc.Message] = []
+        now = float("inf")
+        while request.keys:
+            response = self._call(lambda timeout: self._at.lookup(request, timeout), deadline)
+            found.extend(response.found)
+            now = min(now, float(response.read_time.seconds or "inf"))
+            del request.keys[:]
+            request.keys.extend(response.deferred)  # unknown, which is not missing
+        return found, now
 
-    def _delete(self, dead: list[tuple[rpc.Message, int]]) -> int:
+    def _delete(self, dead: list[tuple[rpc.Message, int]], deadline: rpc.Deadline) -> int:
         """Delete entities at their versions; how many were changed in the meantime."""
         if not dead:
             return 0
@@ -221,10 +258,10 @@ class DatastoreSweep:
             mutation = request.mutations.add()
             mutation.delete.CopyFrom(key)
             mutation.base_version = version
-        results = self._call(lambda timeout: self._at.commit(request, timeout)).mutation_results
+        done = self._call(lambda timeout: self._at.commit(request, timeout), deadline)
         # A conflict at version 0 met nothing: somebody else has deleted it, or a lost reply
         # of this very commit.
-        return sum(1 for one in results if one.conflict_detected and one.version)
+        return sum(1 for one in done.mutation_results if one.conflict_detected and one.version)
 
     def _query(self, order: str, limit: int, after: str | None) -> rpc.Message:
         request = rpc.QueryRequest(project_id=self._at.project, database_id=self._at.database)
@@ -238,9 +275,11 @@ class DatastoreSweep:
             query.start_cursor = _cursor(after)
         return request
 
-    def _keys(self, request: rpc.Message, shard: str) -> tuple[list[rpc.Message], str | None]:
+    def _keys(
+        self, request: rpc.Message, shard: str, deadline: rpc.Deadline
+    ) -> tuple[list[rpc.Message], str | None]:
         """The keys of *shard* on one page, and where the next begins, if there is one."""
-        batch = self._call(lambda timeout: self._at.query(request, timeout)).batch
+        batch = self._call(lambda timeout: self._at.query(request, timeout), deadline).batch
         # Another prefix may lie inside a range of this one, as "a1" does in "".
         start, size = self._prefix + shard, len(self._prefix) + KEY_DIGITS
         keys = [result.entity.key for result in batch.entity_results]
@@ -269,9 +308,9 @@ class DatastoreSweep:
         part.name = name
         return key
 
-    def _call(self, call: Callable[[float], T]) -> T:
+    def _call(self, call: Callable[[float], T], deadline: rpc.Deadline) -> T:
         cause: object = "the time is up"
-        for timeout in self._deadline(_DEADLINE).tries():
+        for timeout in deadline.tries():
             try:
                 return call(timeout)
             except rpc.Undecided as undecided:

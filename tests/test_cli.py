@@ -106,11 +106,11 @@ def test_a_weak_key(
 def test_a_damaged_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A SQLite file that is none ends the start with a sentence that names it."""
+    """A SQLite file that is none ends the start with 1 and a sentence that names it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".demo").mkdir()
     (tmp_path / ".demo" / "sessions.sqlite3").write_bytes(b"no database at all " * 100)
-    assert main(["demo", "--port", "0"]) == 2
+    assert main(["demo", "--port", "0"]) == 1
     assert "sessions.sqlite3" in capsys.readouterr().err
 
 
@@ -265,10 +265,10 @@ def test_purge_of_nothing(
 def test_purge_of_a_damaged_file(
     rows: Callable[[], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A store that cannot be opened is named in one sentence, with exit code 2."""
+    """A store that cannot be opened is named in one sentence, with exit code 1."""
     (tmp_path / "s.sqlite3").write_bytes(b"no database at all " * 100)
     for arguments in (["purge"], ["purge", "--check"]):
-        assert main(arguments) == 2
+        assert main(arguments) == 1
         said = capsys.readouterr().err
         assert "s.sqlite3" in said
         assert said.count("\n") == 1
@@ -282,6 +282,8 @@ def test_a_tier_that_fails_under_the_purge(
         other.execute("DROP TABLE sessions")
     assert main(["purge"]) == 1
     assert "1 calls failed: StoreError" in capsys.readouterr().out
+    assert main(["purge", "--check"]) == 1
+    assert "s.sqlite3" in capsys.readouterr().err
 
 
 def test_purge_shows_its_progress(rows: Callable[[], int]) -> None:

@@ -136,6 +136,16 @@ def test_the_token(cron: Cron) -> None:
     assert cron.site.rows == 0
 
 
+@pytest.mark.parametrize("text", ["\xfc" + TOKEN, "\u20ac" + TOKEN, "\U0001f511" + TOKEN])
+def test_a_token_beyond_ascii(cron: Cron, text: str) -> None:
+    """A secret may have any characters: what counts are its bytes in UTF-8."""
+    environ = {"HTTP_AUTHORIZATION": f"Bearer {text}".encode().decode("latin-1")}
+    client = cron.client(SESSION_PURGE_TOKEN=text)
+    assert client.get(URL, environ_overrides=environ).status_code == 200
+    environ = {"HTTP_AUTHORIZATION": f"Bearer {text}x".encode().decode("latin-1")}
+    assert client.get(URL, environ_overrides=environ).status_code == 403
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -146,11 +156,17 @@ def test_the_token(cron: Cron) -> None:
         f"Bearer {TOKEN}x",
         f"Bearer {TOKEN[:-1]}",
         f"Basic {TOKEN}",
+        f"Bearer {TOKEN}, Bearer {TOKEN}",
+        f"Basic eA==, Bearer {TOKEN}",
+        f"Bearer\t{TOKEN}",
         TOKEN,
         "Bearer caf\xe9",
         "Bearer " + "x" * 100_000,
     ],
-    ids=["none", "bare", "empty", "wrong", "longer", "shorter", "basic", "alone", "latin", "long"],
+    ids=[
+        *("none", "bare", "empty", "wrong", "longer", "shorter", "basic"),
+        *("twice", "second", "tab", "alone", "latin", "long"),
+    ],
 )
 def test_a_wrong_token(cron: Cron, header: str) -> None:
     """Any other credential is refused before anything is asked of the store."""
@@ -178,6 +194,12 @@ def test_a_stranger_is_not_told_the_methods(cron: Cron, method: str) -> None:
     assert response.status_code == 403
 
 
+def test_a_token_that_is_no_text(cron: Cron) -> None:
+    """A secret from an environment that is not UTF-8 opens nothing, and stops nothing."""
+    token = "\udcfc" + TOKEN
+    cron.assert_refused(cron.call(_bearer(TOKEN), SESSION_PURGE_TOKEN=token))
+
+
 # -- OIDC -----------------------------------------------------------------------------
 
 
@@ -198,13 +220,14 @@ class Keys:
         self.fetched = 0
         self.down = False
         self.status = 200
+        self.data = json.dumps({"key-1": _certificate()}).encode()
 
     def __call__(self, url: str, method: str = "GET", **options: Any) -> Response:
         self.fetched += 1
         assert options["timeout"] <= 10
         if self.down:
             raise _no_route()
-        return Response(self.status, json.dumps({"key-1": _certificate()}).encode())
+        return Response(self.status, self.data)
 
 
 _KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -288,10 +311,11 @@ def test_a_wrong_claim(cron: Cron, claims: dict[str, Any], reason: str) -> None:
         "\xe9.\xe9.\xe9",
         "x." + urlsafe_b64encode(b"[" * 100_000).decode() + ".x",
         "x." + urlsafe_b64encode(b"[]").decode() + ".x",
+        urlsafe_b64encode(b"[" * 100_000).decode() + _token()[_token().index(".") :],
     ],
     ids=[
         *("other key", "none", "hmac", "unsigned", "bent", "no JSON", "two", "dots", "latin"),
-        *("deep", "list"),
+        *("deep", "list", "deep head"),
     ],
 )
 def test_a_token_that_google_did_not_sign(cron: Cron, token: str) -> None:
@@ -307,18 +331,34 @@ def test_strangers_fetch_no_keys(cron: Cron) -> None:
 
 
 def test_keys_are_kept_for_an_hour() -> None:
-    """Google's keys are fetched once an hour, and errors are not kept."""
+    """Google's keys are fetched once an hour."""
     keys, clock = Keys(), FakeClock(0.0)
     verifier = CallerVerifier(ACCOUNT, AUDIENCE, keys, clock)
-    keys.status = 500
-    with pytest.raises(KeysUnavailable):
-        verifier.refusal(_token())
-    keys.status = 200
     assert [verifier.refusal(_token()) for _ in range(3)] == [None] * 3
-    assert keys.fetched == 2
+    assert keys.fetched == 1
     clock.advance(3600.0)
     assert verifier.refusal(_token()) is None
-    assert keys.fetched == 3
+    assert keys.fetched == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"down": True}, {"status": 500}, {"data": b"<html>log in first</html>"}, {"data": b"[]"}],
+    ids=["down", "status", "page", "list"],
+)
+def test_keys_that_fail_are_asked_for_twice_a_minute(fault: dict[str, Any]) -> None:
+    """While Google's keys cannot be had, callers do not each wait for a fetch of them."""
+    keys, clock = Keys(), FakeClock(0.0)
+    verifier = CallerVerifier(ACCOUNT, AUDIENCE, keys, clock)
+    before = {name: getattr(keys, name) for name in fault}
+    vars(keys).update(fault)
+    for _ in range(5):
+        with pytest.raises(KeysUnavailable):
+            verifier.refusal(_token())
+    assert keys.fetched == 1
+    vars(keys).update(before)
+    clock.advance(30.0)
+    assert verifier.refusal(_token()) is None
 
 
 def test_keys_that_cannot_be_had(cron: Cron) -> None:

@@ -23,7 +23,7 @@ ORDER = (
     {"errors"},
     {"contracts", "tokens", "url", "events", "tables"},
     {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"}
-    | {"foreign", "importing", "pace"},
+    | {"foreign", "importing", "marks", "pace"},
     {"registry", "manager", "purge", "observers", "testing", "oidc", "frontend"},
     {"cron"},
     {"wsgi"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -188,6 +189,18 @@ def test_levels_are_obeyed(
     assert caplog.record_tuples == [(logger.name, level, line)]
 
 
+@pytest.mark.parametrize("trouble", [{"failed": 1, "error": "StoreError: full"}, {"stuck": 2}])
+def test_a_purge_that_fails_is_an_error(
+    trouble: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A purge whose tier failed, or which does not delete what it should, is logged as an error."""
+    (event,) = (event for event, _, _ in EVENTS if isinstance(event, Purged))
+    with caplog.at_level(logging.ERROR, "tieredsession"):
+        LoggingObserver()(replace(event, **trouble))
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+
+
 def test_what_nobody_reads_is_not_written(caplog: pytest.LogCaptureFixture) -> None:
     """An event below the logger's level costs no formatting."""
 
@@ -238,6 +251,8 @@ def test_events_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         observe(TokenRefused("forged", session=f"{number:012x}"))
     observe(TokenRefused("expired"))
     observe(CacheRefused("distrusted"))
+    observe(ImportRefused("werkzeug", "pickled"))
+    observe(PurgeRefused("no credential"))
     observe(StoreFailed("StoreError: full"))
 
     data: Any = reader.get_metrics_data()
@@ -252,6 +267,8 @@ def test_events_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         (("event", "TokenRefused"), ("reason", "forged")): 3,
         (("event", "TokenRefused"), ("reason", "expired")): 1,
         (("event", "CacheRefused"), ("reason", "distrusted")): 1,
+        (("event", "ImportRefused"), ("reason", "pickled")): 1,
+        (("event", "PurgeRefused"), ("reason", "no credential")): 1,
         (("event", "StoreFailed"),): 1,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -87,6 +88,26 @@ def test_a_limit(site: Site, clock: FakeClock) -> None:
     assert (report.deleted, report.completed, site.rows) == (3, False, 4)
     assert report.oldest_expired_age == LATER - IDLE
     assert report.next == 0
+
+
+@pytest.mark.server_stores
+def test_a_dry_run_with_a_limit(site: Site, clock: FakeClock) -> None:
+    """A dry run with a limit counts no further than a run with it would delete."""
+    for _ in range(7):
+        _create(site)
+    clock.advance(LATER)
+    report = purge(site.real_store, clock=clock, limit=3, dry_run=True)
+    assert (report.deleted, report.completed, site.rows) == (3, False, 7)
+
+
+@pytest.mark.parametrize("grace", [-1.0, -inf, nan])
+@pytest.mark.any_store
+def test_a_grace_below_nothing(site: Site, clock: FakeClock, grace: float) -> None:
+    """A grace below 0, with which live sessions would be purged, is refused."""
+    site.browser(a=1)
+    with pytest.raises(ValueError, match="grace"):
+        purge(site.real_store, clock=clock, grace=grace)
+    assert site.rows == 1
 
 
 @pytest.mark.server_stores
@@ -230,7 +251,7 @@ class Shards:
     the index takes it for. *plan* is called with the name of each call before it is made.
     """
 
-    shards = ("0", "1", "2", "3")
+    shards: tuple[str, ...] = ("0", "1", "2", "3")
 
     def __init__(self, rate: float | None = None) -> None:
         self.sweep_rate = rate
@@ -268,10 +289,18 @@ class Shards:
         )
         return self._delete([key for _, key in found], until, limit, since, dry_run)
 
-    def walk(self, shard: str, until: float, limit: int, after: str | None = None) -> Swept:
+    def walk(
+        self,
+        shard: str,
+        until: float,
+        limit: int,
+        after: str | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> Swept:
         self.plan("walk", shard)
         keys = [k for k in sorted(self.rows) if k[0] == shard and (after is None or k > after)]
-        return self._delete(keys, until, limit, 0.0, False)
+        return self._delete(keys, until, limit, 0.0, dry_run)
 
     def _delete(
         self, keys: list[str], until: float, limit: int, since: float, dry_run: bool
@@ -369,6 +398,33 @@ def test_a_budget(after: FakeClock) -> None:
     assert (second.completed, store.sessions) == (True, [])
 
 
+def test_a_run_over_a_slow_store_ends(after: FakeClock) -> None:
+    """A run over a store whose every call hangs ends five calls after its budget."""
+    store, timer = _full(Shards(rate=1000.0)), Timer()
+    store.shards = tuple("0123456789abcdef")
+    store.plan = lambda call, _: timer.sleep(20.0)
+    report = purge(store, clock=after, budget=70.0, timer=timer, sleep=timer.sleep)
+    assert not report.completed
+    assert report.seconds == timer.now <= 70.0 + 5 * 20.0
+    assert report.oldest_expired_age is None
+
+
+def test_the_oldest_of_some_is_not_told(after: FakeClock) -> None:
+    """If not every shard can be asked for its oldest row in time, none is taken for the oldest."""
+    store, timer = _full(Shards()), Timer()
+    store.plan = lambda call, _: timer.sleep(6.0) if call == "oldest" else None
+    report = purge(store, clock=after, budget=0.0, timer=timer)
+    assert report.oldest_expired_age is None
+    assert timer.now == 12.0
+
+
+def test_no_page_is_begun_after_a_wait(after: FakeClock) -> None:
+    """A run does not wait for its pace past the budget, to begin one more page."""
+    store, timer = _full(Shards(rate=1.0), 4 * 3 * PAGE), Timer()
+    report = purge(store, clock=after, budget=100.0, timer=timer, sleep=timer.sleep)
+    assert (report.deleted, report.seconds) == (PAGE, 0.0)
+
+
 def test_one_page_of_a_shard_at_a_time(after: FakeClock) -> None:
     """A run that stops within a shard is gone on with in that shard."""
     store, timer = _full(Shards(), 4 * 3 * PAGE), Timer()
@@ -420,9 +476,37 @@ def test_a_kill_leaves_a_lease_that_ends(after: FakeClock) -> None:
     store.plan = lambda call, shard: None
     early = purge(store, clock=after)
     assert (early.shards_taken, early.shards_done, early.completed) == (1, 3, False)
+    assert early.next == HOUR
     after.advance(HOUR)
     late = purge(store, clock=after)
     assert (late.completed, store.sessions) == (True, [])
+
+
+@pytest.mark.parametrize("budget", [inf, 9 * DAY, 480.0])
+def test_a_lease_of_a_run_without_an_end(after: FakeClock, budget: float) -> None:
+    """A shard is one worker's however long its budget, and free an hour after its death at most."""
+    store = _full(Shards())
+    others: list[Purged] = []
+
+    def kill(call: str, shard: str) -> None:
+        if call == "sweep":
+            store.plan = lambda call, shard: None
+            others.append(purge(store, clock=after))
+            store.plan = die
+            die(call, shard)
+
+    def die(call: str, shard: str) -> None:
+        raise Killed
+
+    store.plan = kill
+    with pytest.raises(Killed):
+        purge(store, clock=after, budget=budget)
+    (other,) = others
+    assert (other.shards_taken, other.odd) == (1, 0)
+    store.plan = lambda call, shard: None
+    after.advance(HOUR)
+    late = purge(store, clock=after)
+    assert (late.completed, late.odd, store.sessions) == (True, 0, [])
 
 
 def test_two_workers_share_the_shards(after: FakeClock) -> None:
@@ -486,6 +570,12 @@ def test_a_run_begins_at_the_watermark(after: FakeClock) -> None:
         b'{"reached": NaN}',
         b'{"reached": Infinity}',
         b'{"surprise": 1}',
+        b'{"reached": 1%s}' % (b"0" * 400),
+        b'{"reached": %s}' % (b"[" * 100_000),
+        b'{"reached": -1e9}',
+        b'{"full_pass": 1e300}',
+        b'{"canary": 1e300}',
+        b'{"lease": Infinity}',
         b"\xff\xfe",
     ],
 )
@@ -498,6 +588,7 @@ def test_a_wrong_note(data: bytes, after: FakeClock) -> None:
     report = purge(store, clock=after)
     assert (report.odd, report.completed) == (1, True)
     assert late not in store.rows
+    assert purge(store, clock=after).odd == 0
 
 
 def test_a_lease_from_the_future(after: FakeClock) -> None:
@@ -548,6 +639,17 @@ def test_a_full_pass_by_key(after: FakeClock) -> None:
     assert (report.deleted, store.sessions) == (1, [live])
 
 
+def test_a_dry_run_of_a_full_pass(after: FakeClock) -> None:
+    """A dry run of a full purge reads every row, and deletes none."""
+    store = Shards()
+    hidden = store.add(3, NOW)
+    del store.index[hidden]
+    live = store.add(4, NOW + 9 * DAY)
+    report = purge(store, clock=after, full=True, dry_run=True)
+    assert (report.deleted, report.spared, store.notes) == (1, 1, {})
+    assert store.sessions == sorted([hidden, live])
+
+
 def test_a_page_that_fails(after: FakeClock) -> None:
     """A page that fails is counted, the other shards are swept, and the next run makes it good."""
     store = _full(Shards())
@@ -578,12 +680,30 @@ def test_a_store_that_is_down(after: FakeClock) -> None:
     store.plan = down
     report = purge(store, clock=after)
     assert (report.failed, report.shards_done, report.oldest_expired_age) == (1, 0, None)
-    assert calls == ["read_notes", "oldest"]
+    assert calls == ["read_notes"]
+    assert report.next == 0
+
+
+def test_a_store_that_fails_now_and_then(after: FakeClock) -> None:
+    """A store of whose calls every other one fails is swept all the same, as far as it goes."""
+    store = Shards()
+    store.shards = tuple("0123456789")
+    calls: list[str] = []
+
+    def fail(call: str, shard: str) -> None:
+        if call == "sweep":
+            calls.append(shard)
+            if len(calls) % 2:
+                raise StoreUnavailable("not now")
+
+    store.plan = fail
+    report = purge(store, clock=after)
+    assert (report.failed, report.shards_done) == (5, 5)
 
 
 def test_a_store_that_goes_down(after: FakeClock) -> None:
     """A store that goes down on the way is left alone after three calls that failed."""
-    store = _full(Shards())
+    store = _full(Shards(rate=100.0))
     calls: list[str] = []
 
     def down(call: str, shard: str) -> None:
@@ -594,7 +714,7 @@ def test_a_store_that_goes_down(after: FakeClock) -> None:
     store.plan = down
     report = purge(store, clock=after)
     assert (report.failed, report.shards_done) == (3, 0)
-    assert calls == ["read_notes"] + ["write_note"] * 3 + ["oldest"]
+    assert calls == ["read_notes"] + ["write_note"] * 3
 
 
 def test_canaries(after: FakeClock) -> None:
@@ -721,7 +841,22 @@ def test_without_a_ramp_nobody_waits(after: FakeClock) -> None:
     assert purge(_full(Shards(rate=0.001)), clock=after, ramp=False, sleep=_no_sleep).completed
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b'{"at": "x", "rate": 1, "held": 1}', b"[1]"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b'{"at": "x", "rate": 1, "held": 1}',
+        b"[1]",
+        b'{"at": 1800086400, "rate": 500, "held": 1e300}',
+        b'{"at": 1800086400, "rate": 500, "held": Infinity}',
+        b'{"at": 1800086400, "rate": 500, "held": -1}',
+        b'{"at": 1800086400, "rate": 1e300, "held": 1}',
+        b'{"at": 1800086400, "rate": NaN, "held": 1}',
+        b'{"at": NaN, "rate": 500, "held": 1}',
+        b'{"at": 1%s, "rate": 500, "held": 1}' % (b"0" * 400),
+    ],
+)
 def test_a_wrong_note_of_the_pace(data: bytes, after: FakeClock) -> None:
     """A note of the pace that cannot be read is counted, and the run begins slowly."""
     store = _full(Shards(rate=1000.0))

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from tieredsession.errors import SessionError
+from tieredsession.errors import SessionError, StoreError
 
+_FAILED = 1  # the exit code of a tier that fails
 _WRONG = 2  # the exit code of a wrong setting, the same as argparse's for a wrong option
 _INTERRUPTED = 130  # as the shell has it
 
@@ -16,14 +17,15 @@ _INTERRUPTED = 130  # as the shell has it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with *arguments*, or those of the process, and answer its exit code.
 
-    What is wrong with a setting is said in one sentence, with exit code 2.
+    What is wrong with a setting is said in one sentence, with exit code 2; what a tier says that
+    fails, with 1.
     """
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
     except SessionError as error:
         print(f"tieredsession: {error}", file=sys.stderr)
-        return _WRONG
+        return _FAILED if isinstance(error, StoreError) else _WRONG
     except KeyboardInterrupt:
         return _INTERRUPTED
     return code
@@ -66,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_purge(purge: argparse.ArgumentParser) -> None:
     purge.description = (
         "Delete the sessions that have expired. Ends with 0 when nothing is left, 3 when the "
-        "budget or the limit ended it first, 1 when a tier failed, 2 when a setting is wrong."
+        "budget or the limit ended it first or another worker is at the rest, 1 when a tier "
+        "failed, 2 when a setting is wrong."
     )
     purge.add_argument(
         "--settings",

@@ -84,7 +84,7 @@ def in_words(report: Purged) -> str:
         words.append(f"In {report.stuck} shards the sweep did not delete what it should have.")
     if report.failed:
         words.append(f"{report.failed} calls failed: {report.error}.")
-    if not report.completed:
+    if not report.completed and not report.next:
         words.append("Run it again to go on.")
     return " ".join(words)
 

@@ -128,7 +128,7 @@ class Sweepable(Protocol):
 
         Rows that expired before *since* may be left out: they are gone from an earlier
         sweep. A live session is never deleted, whatever an index says. A dry run deletes
-        nothing and counts in *deleted* what it would have tried.
+        nothing, counts in *deleted* what it would have tried, and may count a whole shard.
         """
         ...
 
@@ -165,7 +165,15 @@ class ShardedSweep(Sweepable, Protocol):
         """
         ...
 
-    def walk(self, shard: str, until: float, limit: int, after: str | None = None) -> Swept:
+    def walk(
+        self,
+        shard: str,
+        until: float,
+        limit: int,
+        after: str | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> Swept:
         """As :meth:`sweep`, by reading every row of the shard, alive or not.
 
         So it finds what the index of the expiry does not know of.

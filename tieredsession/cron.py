@@ -1,7 +1,8 @@
 """The purge as a page that cron calls, and who may call it.
 
 Accepted are App Engine's cron, by its header where App Engine runs (which takes the header
-away from everybody else); Cloud Scheduler, by a token that Google has signed; and whoever has
+away from everybody else, spelled like this: the server behind it must drop names with ``_``, as
+gunicorn does since 22); Cloud Scheduler, by a token that Google has signed; and whoever has
 the shared secret. Everybody else gets 403 before anything is asked of any tier, and is not
 told why.
 """
@@ -70,7 +71,7 @@ class PurgeView:
         self._observe = fan_out(self._observers)
         self._on_app_engine = "GAE_ENV" in environ or "GAE_INSTANCE" in environ
         token = settings.session_purge_token
-        self._token = token.encode() if isinstance(token, str) else token
+        self._token = token.encode("utf-8", "surrogatepass") if isinstance(token, str) else token
         self._verifier = _verifier(settings, transport)
         self._options = {
             "budget": settings.session_purge_budget,
@@ -92,7 +93,7 @@ class PurgeView:
 
         Args:
             method: of the request.
-            authorization: the header ``Authorization``, empty if there is none.
+            authorization: the header ``Authorization``, empty if there is none; text as in WSGI.
             app_engine_cron: the header ``X-Appengine-Cron``, empty if there is none.
         """
         try:
@@ -125,9 +126,9 @@ class PurgeView:
             if app_engine_cron:
                 return "X-Appengine-Cron, which anybody can send where App Engine does not run"
             return "no credential"
-        if self._token is not None and hmac.compare_digest(
-            credential.encode("utf-8", "replace"), self._token
-        ):
+        # Servers hand over the bytes of a header as latin-1 (PEP 3333).
+        sent = credential.encode("latin-1", "backslashreplace")
+        if self._token is not None and hmac.compare_digest(sent, self._token):
             return None
         if self._verifier is None:
             return "wrong token"

@@ -67,8 +67,9 @@ def fan_out(observers: Iterable[Observer]) -> Observer | None:
 class LoggingObserver:
     """Writes each event as one line to the logger ``tieredsession``.
 
-    Failures are errors, a nearly full cookie is a warning, refused tokens, merges and
-    dropped saves are information, and all else is debug output.
+    Failures are errors, also those of a purge; a nearly full cookie and a stranger at the purge are
+    warnings; refused tokens, merges, dropped saves and purges are information, and all else
+    is debug output.
     """
 
     def __init__(self, logger: logging.Logger = _log) -> None:
@@ -76,6 +77,8 @@ class LoggingObserver:
 
     def __call__(self, event: Event, /) -> None:
         level = _LEVELS.get(type(event), logging.DEBUG)
+        if isinstance(event, Purged) and (event.failed or event.stuck):
+            level = logging.ERROR
         if self._logger.isEnabledFor(level):
             self._logger.log(level, "%s", describe(event))
 
@@ -99,7 +102,7 @@ class OpenTelemetryObserver:
 
     def __call__(self, event: Event, /) -> None:
         attributes = {"event": type(event).__name__}
-        if isinstance(event, (CacheRefused, ImportRefused, TokenRefused)):
+        if isinstance(event, (CacheRefused, ImportRefused, PurgeRefused, TokenRefused)):
             attributes["reason"] = event.reason
         self._counter.add(1, attributes)
 

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, Protocol
 from tieredsession.errors import MissingDependencyError
 
 try:
-    from google.auth.exceptions import GoogleAuthError, TransportError
+    from google.auth.exceptions import TransportError
     from google.oauth2 import id_token
 except ImportError:
     raise MissingDependencyError("google-auth", "oidc") from None
 
 _KEYS_KEPT = 3600.0  # seconds; Google changes its keys about once a day
+_FAILURE_KEPT = 30.0
+_OK, _UNAVAILABLE = 200, 503
 _SKEW = 30
 _TIMEOUT = 10
 
@@ -84,7 +86,8 @@ class CallerVerifier:
             verified = verify(token, self._fetch, self._audience, clock_skew_in_seconds=_SKEW)
         except TransportError:
             raise KeysUnavailable from None
-        except (GoogleAuthError, ValueError):
+        except Exception:
+            # GoogleAuthError, ValueError, or what a strange token does to a decoder.
             return "not signed by Google, or out of date"
         if verified.get("email") != self._account or verified.get("email_verified") is not True:
             return "of another account"
@@ -97,7 +100,11 @@ class _Kept(NamedTuple):
 
 
 class _KeptKeys:
-    """A transport that asks for the same URL once an hour."""
+    """A transport that asks for the same URL once an hour, or twice a minute if it fails.
+
+    A stranger can claim to be the right account: while Google is out of reach, his requests must
+    not keep a worker waiting each.
+    """
 
     def __init__(self, transport: Transport, clock: Callable[[], float]) -> None:
         self._transport = transport
@@ -105,13 +112,21 @@ class _KeptKeys:
         self._kept: dict[str, tuple[float, _Kept]] = {}
 
     def __call__(self, url: str, method: str = "GET", **options: Any) -> _Response:
-        at, kept = self._kept.get(url, (0.0, None))
-        if kept is None or self._clock() - at >= _KEYS_KEPT:
-            response = self._transport(url, method, timeout=_TIMEOUT, **options)
-            kept = _Kept(response.status, response.data)
-            if response.status == 200:
-                self._kept[url] = (self._clock(), kept)
+        until, kept = self._kept.get(url, (0.0, None))
+        if kept is None or self._clock() >= until:
+            kept = self._ask(url, method, options)
+            good = kept.status == _OK
+            self._kept[url] = (self._clock() + (_KEYS_KEPT if good else _FAILURE_KEPT), kept)
         return kept
+
+    def _ask(self, url: str, method: str, options: Mapping[str, Any]) -> _Kept:
+        try:
+            response = self._transport(url, method, timeout=_TIMEOUT, **options)
+            if response.status == _OK and type(json.loads(response.data)) is dict:
+                return _Kept(_OK, response.data)
+        except (TransportError, ValueError):  # a proxy may answer with a page of its own
+            pass
+        return _Kept(_UNAVAILABLE, b"")
 
 
 def _over_requests() -> Transport:

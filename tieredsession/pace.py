@@ -9,6 +9,7 @@ application beside it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 GROWTH = 1.5
 EVERY = 300.0
@@ -39,13 +40,19 @@ class Pace:
         self._begun = self._free = timer()  # when the last operations began; when they are paid for
         self._cost = 0.0
 
-    def wait(self) -> None:
-        """Until the operations so far are within the rate. The next begin now."""
+    def wait(self, end: float = inf) -> bool:
+        """Until the operations so far are within the rate. The next begin now.
+
+        False, without any wait, if that is not before *end*.
+        """
         delay = self._free - self._timer()
         if delay > 0:
+            if self._free >= end:
+                return False
             self._sleep(delay)
             self._grow(self._cost)  # the rate is what holds it back
         self._begun = self._timer()
+        return True
 
     def spend(self, operations: int) -> None:
         """Take into account how many operations there were since :meth:`wait`."""

@@ -1,18 +1,8 @@
 """The purge: a sweep of what has expired, within a budget, which goes on where it stopped.
 
 A store is swept shard by shard, in a random order, each from the watermark up to which it is
-known to be clean. What a worker knows of a shard, it writes down in the store itself:
-
-- a *watermark*, so that no run reads again what an earlier one has deleted. Deleted rows stay
-  in an index for a while, and stepping over them is what makes an "oldest first, again and again"
-  sweep slower the longer it runs (Firestore's best practices);
-- a *lease*, so that of several workers one at a time is at a shard. A worker that dies leaves a
-  lease behind, which ends by itself;
-- the time of the last *full pass* from the very beginning, once a day, for rows that came to lie
-  below the watermark;
-- a *canary*: a row that the next sweep has to delete. Where it survives, the sweep does not do
-  what it says. And because there is one in every shard, the age of the oldest expired row tells
-  whether the purge runs at all, also on a site that nobody visits.
+known to be clean (:mod:`tieredsession.marks`), at a pace that the store can stand
+(:mod:`tieredsession.pace`).
 
 Expired is terminal, and a store deletes on condition of what it has just read: a session that
 is renewed or extended while it is being swept stays. Everything that a run does can be done
@@ -21,36 +11,30 @@ twice, so it may be killed at any point.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from math import isfinite
 from random import sample
 from typing import Any, cast
 
-from tieredsession.contracts import Note, Observer, ShardedSweep, Sweepable, Swept
+from tieredsession.contracts import Observer, ShardedSweep, Sweepable, Swept
 from tieredsession.errors import ConfigurationError, StoreError
 from tieredsession.events import Purged
+from tieredsession.marks import FULL_PASS_EVERY, Mark, Marks
 from tieredsession.observers import fan_out
 from tieredsession.pace import Pace
 
 BUDGET = 480.0
-"""Seconds: below the ten minutes that App Engine's cron waits for an answer."""
+"""Seconds: two minutes below the ten that App Engine's cron waits for an answer."""
 
 GRACE = 600.0
 """Seconds after its expiry for which a row is left alone. More than a transaction of Datastore
 may last (270) and than two clocks of a site may differ by (300)."""
 
 PAGE = 500  # rows; what one commit of Datastore takes
-_FULL_PASS_EVERY = 24 * 3600.0
-_LEASE_MARGIN = 120.0  # longer than any call may take that was begun within the budget
 _GIVE_UP_AFTER = 3  # failed calls in a row
-_LONGEST_LEASE = 24 * 3600.0  # one that ends later is of a clock that was turned back
-_PACE_FORGOTTEN_AFTER = 2 * 3600.0
-_AHEAD = 2 * 3600.0  # a watermark further in the future than this was never one
-_PACE = "purge-pace"
+_ASK_FOR = 10.0  # seconds after which no further shard is asked for its oldest row
 _NEXT = 3600.0  # what examples/ asks of cron
 
 
@@ -77,10 +61,13 @@ def purge(
 
     Several may run at once, and each may be killed at any point.
 
+    After the budget there are at most five calls of the store and, if those are quick, ten
+    seconds of asking how much is left: on Datastore two minutes, should each call hang.
+
     Args:
         store: a session store, or what it is made of.
         budget: seconds after which no further page is begun.
-        grace: seconds after its expiry for which a row is left alone.
+        grace: seconds after its expiry for which a row is left alone, 0 or more.
         limit: rows to delete at most.
         dry_run: delete nothing, write nothing down, and count.
         full: read every row, also those that the index does not know of. It costs a read for
@@ -98,7 +85,10 @@ def purge(
 
     Raises:
         NothingToSweep: the store keeps no rows.
+        ValueError: *grace* is below 0, where sessions are alive.
     """
+    if not grace >= 0:
+        raise ValueError(f"a grace of {grace} s")
     run = _Run(
         find_sweepable(store),
         limit=limit,
@@ -168,26 +158,26 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._sharded: ShardedSweep | None = None
-        if hasattr(self.store, "read_notes") and not self.dry_run:
+        if hasattr(self.store, "read_notes"):
             self._sharded = cast("ShardedSweep", self.store)
+        self._marks: Marks | None = None
         self._begin = self._end = self.timer()
         self._until = 0.0
         self._pace = Pace(None, 0.0, self.timer, self.sleep)
         self._pages = Swept(0, 0, 0, 0, 0.0, None)
-        self._done = self._taken = self._stuck = self._odd = 0
+        self._done = self._taken = self._stuck = 0
         self._failed = self._in_a_row = 0
         self._error: str | None = None
         self._left: list[str] = []  # shards in which something is left
-        self._notes: dict[str, Note] = {}
 
     def sweep(self, budget: float, grace: float, ramp: bool) -> None:
         """Visit every shard that the budget allows."""
         self._end = self._begin + budget
         self._until = self.clock() - grace
         shards = list(self.store.shards)
-        if self._sharded is not None:
+        if self._sharded is not None and not self.dry_run:
             try:
-                self._notes = self._sharded.read_notes([_PACE, *map(_note, shards)])
+                self._marks = Marks(self._sharded, self.clock)
             except StoreError as error:
                 self._fail(error)
                 self._left = shards
@@ -202,25 +192,29 @@ class _Run:
         self._put_down_pace()
 
     def report(self) -> Purged:
-        seconds = self.timer() - self._begin
         total = len(self.store.shards)
         completed = self._done == total
+        deleted = self._pages.deleted
+        if self.dry_run and self.limit is not None and deleted > self.limit:
+            deleted, completed = self.limit, False  # a store may count a whole shard at once
+        oldest = None if completed else self._oldest_left()
+        seconds = self.timer() - self._begin
         return Purged(
             scanned=self._pages.scanned,
-            deleted=self._pages.deleted,
+            deleted=deleted,
             spared=self._pages.spared,
-            odd=self._pages.odd + self._odd,
+            odd=self._pages.odd + (0 if self._marks is None else self._marks.odd),
             failed=self._failed,
             error=self._error,
             stuck=self._stuck,
             shards=total,
             shards_done=self._done,
             shards_taken=self._taken,
-            oldest_expired_age=None if completed else self._oldest_left(),
+            oldest_expired_age=oldest,
             seconds=seconds,
-            rate=self._pages.deleted / seconds if seconds > 0 else 0.0,
+            rate=deleted / seconds if seconds > 0 else 0.0,
             completed=completed,
-            next=_NEXT if completed else 0.0,
+            next=0.0 if self._left or (self.dry_run and not completed) else _NEXT,
             dry_run=self.dry_run,
         )
 
@@ -240,14 +234,14 @@ class _Run:
 
     def _visit(self, shard: str) -> None:
         try:
-            if self._sharded is None:
-                done = self._go_through(shard, _Mark(), 0.0)
+            if self._sharded is None or self._marks is None:
+                done = self._go_through(shard, Mark(), 0.0)
             else:
-                held = self._take(self._sharded, shard)
-                if held is None:
+                found = self._go_through_mine(self._sharded, self._marks, shard)
+                if found is None:
                     self._taken += 1
                     return
-                done = self._go_through_mine(self._sharded, shard, *held)
+                done = found
         except StoreError as error:
             self._fail(error)
             done = False
@@ -257,10 +251,13 @@ class _Run:
         else:
             self._left.append(shard)
 
-    def _go_through_mine(self, store: ShardedSweep, shard: str, mark: _Mark, version: int) -> bool:
-        now = self.clock()
-        from_the_start = self.full or now - mark.full_pass >= _FULL_PASS_EVERY
-        mark.lease = 0.0
+    def _go_through_mine(self, store: ShardedSweep, marks: Marks, shard: str) -> bool | None:
+        """Sweep a shard under its lease; whether it is done, ``None`` if another has it."""
+        held = marks.take(shard, self._end - self.timer())
+        if held is None:
+            return None
+        mark, now = held.mark, self.clock()
+        from_the_start = self.full or now - mark.full_pass >= FULL_PASS_EVERY
         try:
             done = self._go_through(shard, mark, 0.0 if from_the_start else mark.reached)
             if done:
@@ -269,16 +266,15 @@ class _Run:
                 self._look_after_canary(store, shard, mark, now)
         except BaseException:
             with suppress(StoreError):
-                store.write_note(_note(shard), mark.to_bytes(), version)
+                marks.give_back(shard, held)
             raise
-        store.write_note(_note(shard), mark.to_bytes(), version)
+        marks.give_back(shard, held)
         return done
 
-    def _go_through(self, shard: str, mark: _Mark, since: float) -> bool:
+    def _go_through(self, shard: str, mark: Mark, since: float) -> bool:
         """Sweep page by page, and move the mark along; whether the shard is done."""
         after = None
-        while self._may_go_on():
-            self._pace.wait()
+        while self._may_go_on() and self._pace.wait(self._end):
             page = self._page(shard, since, after)
             self._in_a_row = 0
             self._pages = _sum(self._pages, page)
@@ -293,42 +289,10 @@ class _Run:
     def _page(self, shard: str, since: float, after: str | None) -> Swept:
         size = PAGE if self.limit is None else min(PAGE, self.limit - self._pages.deleted)
         if self.full and self._sharded is not None:
-            return self._sharded.walk(shard, self._until, size, after)
+            return self._sharded.walk(shard, self._until, size, after, dry_run=self.dry_run)
         return self.store.sweep(shard, since, self._until, size, after, dry_run=self.dry_run)
 
-    def _oldest_left(self) -> float | None:
-        """How long the oldest row has been expired that this run should have deleted."""
-        oldest = None
-        try:
-            for shard in self._left:
-                found = self.store.oldest(shard)
-                if found is not None and found < self._until and found < (oldest or self._until):
-                    oldest = found
-        except StoreError:
-            return None
-        return None if oldest is None else self.clock() - oldest
-
-    # -- what is written down ---------------------------------------------------------
-
-    def _take(self, store: ShardedSweep, shard: str) -> tuple[_Mark, int] | None:
-        """The mark of a shard and the version of its note, with the lease ours."""
-        now = self.clock()
-        note = self._notes.get(_note(shard))  # if it has changed, the lease is refused
-        mark = None if note is None else _Mark.from_bytes(note.data)
-        if note is not None and (mark is None or mark.reached > self._until + _AHEAD):
-            # It cannot be true: as if there were none, which costs a full pass.
-            self._odd += 1
-            mark = None
-        mark = mark or _Mark()
-        if now < mark.lease < now + _LONGEST_LEASE:
-            return None
-        mark.lease = now + max(0.0, self._end - self.timer()) + _LEASE_MARGIN
-        version = store.write_note(
-            _note(shard), mark.to_bytes(), None if note is None else note.version
-        )
-        return None if version is None else (mark, version)
-
-    def _look_after_canary(self, store: ShardedSweep, shard: str, mark: _Mark, now: float) -> None:
+    def _look_after_canary(self, store: ShardedSweep, shard: str, mark: Mark, now: float) -> None:
         """Put out the next one once the sweep has gone past the one before."""
         if mark.canary >= mark.reached:
             return
@@ -339,56 +303,40 @@ class _Run:
         else:
             mark.canary = now  # its note was lost; the next run will tell
 
+    # -- beside the shards ------------------------------------------------------------
+
+    def _oldest_left(self) -> float | None:
+        """How long the oldest row has been expired that this run should have deleted.
+
+        ``None`` as well if not every shard could be asked: of some, it would not be the oldest.
+        """
+        oldest = self._until
+        begin = self.timer()
+        if self._in_a_row:
+            return None  # the tier does not answer
+        try:
+            for shard in self._left:
+                if self.timer() - begin >= _ASK_FOR:
+                    return None
+                found = self.store.oldest(shard)
+                oldest = oldest if found is None else min(oldest, found)
+        except StoreError:
+            return None
+        return self.clock() - oldest if oldest < self._until else None
+
     def _take_up_pace(self, rate: float) -> None:
-        """Go on at the pace of the last run, unless that is long ago."""
         held = 0.0
-        note = self._notes.get(_PACE)
-        if note is not None:
-            try:
-                kept = json.loads(note.data)
-                if 0 <= self.clock() - kept["at"] < _PACE_FORGOTTEN_AFTER:
-                    rate, held = max(rate, float(kept["rate"])), max(0.0, float(kept["held"]))
-            except (ValueError, KeyError, TypeError):
-                self._odd += 1
+        if self._marks is not None:
+            rate, held = self._marks.pace(rate)
         self._pace = Pace(rate, held, self.timer, self.sleep)
 
     def _put_down_pace(self) -> None:
-        if self._sharded is None or self._pace.rate is None:
+        if self._marks is None or self._pace.rate is None or self._in_a_row:
             return
-        kept = {"rate": self._pace.rate, "held": self._pace.held, "at": self.clock()}
-        note = self._notes.get(_PACE)
-        version = None if note is None else note.version
         try:
-            # Of two workers that end together, one is remembered; either will do.
-            self._sharded.write_note(_PACE, json.dumps(kept).encode(), version)
+            self._marks.keep_pace(self._pace.rate, self._pace.held)
         except StoreError as error:
             self._fail(error)
-
-
-@dataclass
-class _Mark:
-    """What is known of a shard. Times are seconds UTC, 0 for never.
-
-    *reached*: what expired before is gone. *lease*: until when somebody is at it. *full_pass*:
-    when a sweep from the beginning was last done. *canary*: when the one that is there expired.
-    """
-
-    reached: float = 0.0
-    lease: float = 0.0
-    full_pass: float = 0.0
-    canary: float = 0.0
-
-    def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> _Mark | None:
-        """``None`` for bytes that are not a mark."""
-        try:
-            mark = cls(**{name: float(value) for name, value in json.loads(data).items()})
-        except (ValueError, TypeError, AttributeError):
-            return None
-        return mark if all(map(isfinite, asdict(mark).values())) else None
 
 
 def _sum(one: Swept, other: Swept) -> Swept:
@@ -400,7 +348,3 @@ def _sum(one: Swept, other: Swept) -> Swept:
         0.0,
         None,
     )
-
-
-def _note(shard: str) -> str:
-    return f"purge-{shard}"

@@ -10,15 +10,21 @@ from typing import Any, NamedTuple
 import flask
 import pytest
 from adapters.django_site import running
+from django.core.management import call_command
+from django.http import HttpResponseRedirect
 from django.test import Client as DjangoClient
+from django.test import override_settings
 from django.urls import path
 from pyramid.config import Configurator
+from pyramid.security import Denied
 from starlette.applications import Starlette
 from werkzeug.test import Client
 
 from tieredsession.adapters.asgi import SessionMiddleware
-from tieredsession.adapters.django import purge_view
+from tieredsession.adapters.django import make_manager, purge_view, use_manager
 from tieredsession.adapters.flask import TieredSession
+from tieredsession.cron import PurgeView
+from tieredsession.events import Event, Purged, PurgeRefused
 
 SECRET = "a long enough text, for tests alone: 0123456789"
 TOKEN = "another long enough text, for the tests of the purge"
@@ -42,8 +48,10 @@ Call = Callable[..., Answer]
 def _over_wsgi(app: Any) -> Call:
     client = Client(app)
 
-    def call(token: str = "", method: str = "GET", path: str = URL) -> Answer:
+    def call(token: str = "", method: str = "GET", path: str = URL, cron: str = "") -> Answer:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if cron:
+            headers["X-Appengine-Cron"] = cron
         response = client.open(path, method=method, headers=headers)
         return Answer(response.status_code, response.mimetype or "", response.get_json(silent=True))
 
@@ -62,9 +70,30 @@ def _flask(**settings: Any) -> Call:
     return _over_wsgi(app)
 
 
+class Nobody:
+    """A security policy of Pyramid by which nobody may do anything."""
+
+    def identity(self, request: Any) -> None:
+        return None
+
+    def authenticated_userid(self, request: Any) -> None:
+        return None
+
+    def permits(self, request: Any, context: Any, permission: str) -> Denied:
+        return Denied("nobody may")
+
+    def remember(self, request: Any, userid: str, **options: Any) -> list[tuple[str, str]]:
+        return []
+
+    def forget(self, request: Any, **options: Any) -> list[tuple[str, str]]:
+        return []
+
+
 def _pyramid(**settings: Any) -> Call:
     config = Configurator(settings={**SETTINGS, **settings})
     config.set_default_csrf_options(require_csrf=True)
+    config.set_security_policy(Nobody())
+    config.set_default_permission("edit")
     config.include("tieredsession.adapters.pyramid")
     return _over_wsgi(config.make_wsgi_app())
 
@@ -73,8 +102,10 @@ def _asgi(**settings: Any) -> Call:
     app = Starlette()
     app.add_middleware(SessionMiddleware, settings={**SETTINGS, **settings})
 
-    def call(token: str = "", method: str = "GET", path: str = URL) -> Answer:
+    def call(token: str = "", method: str = "GET", path: str = URL, cron: str = "") -> Answer:
         headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
+        if cron:
+            headers.append((b"x-appengine-cron", cron.encode()))
         scope = {"type": "http", "method": method, "path": path, "headers": headers}
         sent: list[Any] = []
 
@@ -93,17 +124,37 @@ def _asgi(**settings: Any) -> Call:
     return call
 
 
+class LoginRequired:
+    """Django's middleware of that name, for visitors of whom none is logged in."""
+
+    def __init__(self, get_response: Any) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: Any) -> Any:
+        return self._get_response(request)
+
+    def process_view(self, request: Any, view: Any, args: Any, kwargs: Any) -> Any:
+        return HttpResponseRedirect("/login") if getattr(view, "login_required", True) else None
+
+
+_DJANGO = {
+    **{name: value for name, value in SETTINGS.items() if name != "SECRET_KEY"},
+    "ROOT_URLCONF": (path(URL[1:], purge_view),),
+    "MIDDLEWARE": [
+        "django.middleware.csrf.CsrfViewMiddleware",
+        "adapters.test_purge_page.LoginRequired",
+    ],
+}
+
+
 def _django(**settings: Any) -> Call:
     url = settings.get("SESSION_PURGE_URL", URL)
-    pages = () if not url else (path(url[1:], purge_view),)
-    options = {
-        **{name: value for name, value in SETTINGS.items() if name != "SECRET_KEY"},
-        "ROOT_URLCONF": pages,
-        "MIDDLEWARE": ["django.middleware.csrf.CsrfViewMiddleware"],
-    }
+    options = {**_DJANGO, "ROOT_URLCONF": (path(url[1:], purge_view),) if url else ()}
 
-    def call(token: str = "", method: str = "GET", path: str = URL) -> Answer:
+    def call(token: str = "", method: str = "GET", path: str = URL, cron: str = "") -> Answer:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if cron:
+            headers["X-Appengine-Cron"] = cron
         with running(**options, **settings):
             client = DjangoClient(enforce_csrf_checks=True)
             response = client.generic(method, path, headers=headers)
@@ -133,6 +184,53 @@ def test_a_stranger(make: Callable[..., Call]) -> None:
     for token in ("", "wrong"):
         answer = make()(token)
         assert (answer.status, answer.json) == (403, {"error": "forbidden"})
+
+
+@pytest.mark.parametrize("token", [TOKEN, "wrong"])
+def test_an_observer_in_django(token: str) -> None:
+    """The observers of the manager are told of the purge, and of strangers at it."""
+    seen: list[Event] = []
+    with running(**_DJANGO):
+        use_manager(make_manager(observers=[seen.append]))
+        try:
+            for _ in range(2):
+                DjangoClient().get(URL, headers={"Authorization": f"Bearer {token}"})
+            if token == TOKEN:
+                call_command("clearsessions")
+        finally:
+            use_manager(None)
+    kinds = [type(event) for event in seen]
+    assert kinds == ([Purged] * 3 if token == TOKEN else [PurgeRefused] * 2)
+
+
+def test_a_stranger_in_django_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page in Django reads the settings once, and again when a test has changed one."""
+    made: list[object] = []
+
+    class View(PurgeView):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            made.append(self)
+            super().__init__(*given, **options)
+
+    monkeypatch.setattr("tieredsession.adapters.django.PurgeView", View)
+    with running(**_DJANGO):
+        for _ in range(3):
+            assert DjangoClient().get(URL).status_code == 403
+        assert len(made) == 1
+        with override_settings(SESSION_PURGE_TOKEN=TOKEN[::-1]):
+            headers = {"Authorization": f"Bearer {TOKEN[::-1]}"}
+            assert DjangoClient().get(URL, headers=headers).status_code == 200
+
+
+@MAKERS
+def test_cron_of_app_engine(make: Callable[..., Call], monkeypatch: pytest.MonkeyPatch) -> None:
+    """App Engine's cron may call where App Engine runs, and nowhere else."""
+    assert make()(cron="true").status == 403
+    monkeypatch.setenv("GAE_ENV", "standard")
+    call = make(SESSION_PURGE_GRACE=0)  # another setting: what was made before is not used again
+    assert call(cron="true").status == 200
+    for forged in ("false", "true,true", "true, true", "1"):
+        assert call(cron=forged).status == 403
 
 
 @MAKERS

@@ -206,10 +206,10 @@ def _is_strong(secret: Any) -> bool:
 
 def _forget_settings(*, setting: str, **_: Any) -> None:
     """Read them again after a test has changed one of ours."""
-    global _made
+    global _made, _cron
     if setting.startswith(("SESSION_", "SECRET_KEY")) or setting == "DEBUG":
         with _lock:
-            old, _made = _made, None
+            old, _made, _cron = _made, None, None
         close = getattr(old and old.store, "close", None)
         if close is not None:
             close()
@@ -378,7 +378,13 @@ class SessionStore(SessionBase):  # type: ignore[misc]
         manager = get_manager()
         grace = _read_settings().session_purge_grace
         try:
-            report = purge(manager.store, budget=inf, grace=grace, clock=manager.clock)
+            report = purge(
+                manager.store,
+                budget=inf,
+                grace=grace,
+                observers=_observers(manager),
+                clock=manager.clock,
+            )
         except NothingToSweep as nothing:
             if manager.store.revocable:
                 raise NotImplementedError(str(nothing)) from None
@@ -445,6 +451,25 @@ def _check_key(key: Any) -> None:
         raise TypeError(f"a session key is a str, and {key!r} is a {type(key).__name__}")
 
 
+_cron: tuple[SessionManager, PurgeView] | None = None
+
+
+def _get_cron(manager: SessionManager) -> PurgeView:
+    """The page over *manager*: kept, for it keeps Google's keys, and reads no settings again."""
+    global _cron
+    kept = _cron
+    if kept is None or kept[0] is not manager:
+        view = PurgeView(
+            manager.store, _read_settings(), observers=_observers(manager), clock=manager.clock
+        )
+        kept = _cron = (manager, view)
+    return kept[1]
+
+
+def _observers(manager: SessionManager) -> list[Observer]:
+    return [] if manager._observe is None else [manager._observe]
+
+
 def purge_view(request: HttpRequest) -> HttpResponse:
     """The page that cron calls (:mod:`tieredsession.cron`).
 
@@ -454,9 +479,7 @@ def purge_view(request: HttpRequest) -> HttpResponse:
     """
     from django import http
 
-    manager = get_manager()
-    view = PurgeView(manager.store, _read_settings(), clock=manager.clock)
-    status, headers, body = view.answer(
+    status, headers, body = _get_cron(get_manager()).answer(
         request.method or "",
         request.META.get("HTTP_AUTHORIZATION", ""),
         request.META.get("HTTP_X_APPENGINE_CRON", ""),
@@ -464,7 +487,9 @@ def purge_view(request: HttpRequest) -> HttpResponse:
     return http.HttpResponse(body, status=int(status[:3]), headers=dict(headers))
 
 
-purge_view.csrf_exempt = True  # type: ignore[attr-defined] # cron has no form, and says who it is
+# Cron has no form and no login, and says who it is.
+purge_view.csrf_exempt = True  # type: ignore[attr-defined]
+purge_view.login_required = False  # type: ignore[attr-defined]
 
 
 checks.register(check_settings, checks.Tags.security)

@@ -60,6 +60,7 @@ from typing import Any
 try:
     from pyramid.httpexceptions import HTTPException, HTTPNotFound, HTTPServiceUnavailable
     from pyramid.interfaces import ISession, ISessionFactory
+    from pyramid.security import NO_PERMISSION_REQUIRED
     from pyramid.wsgi import wsgiapp
     from zope.interface import implementer
 except ImportError:
@@ -277,9 +278,11 @@ def includeme(config: Any) -> None:
     config.set_session_factory(factory)
     config.add_exception_view(_answer_unavailable, context=StoreUnavailable)
     if settings.session_purge_url is not None:
-        view = wsgiapp(PurgeView(factory.manager.store, settings))
+        view = wsgiapp(PurgeView(factory.manager.store, settings, clock=factory.manager.clock))
         config.add_route(_PURGE, settings.session_purge_url)
-        config.add_view(view, route_name=_PURGE, require_csrf=False)
+        config.add_view(
+            view, route_name=_PURGE, require_csrf=False, permission=NO_PERMISSION_REQUIRED
+        )
 
 
 def _translate(settings: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -47,6 +47,7 @@ class Client:
         self.requests: list[Any] = []
         self.before: dict[str, Callable[[], object]] = {}
         self.after: dict[str, Callable[[Any], object]] = {}
+        self.timed: Callable[[float], object] = lambda timeout: None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -65,6 +66,7 @@ class Client:
 
         def call(request: Any, **options: Any) -> Any:
             self.requests.append(request)
+            self.timed(options["timeout"])
             self.before.pop(name, lambda: None)()
             response = real(request, **options)
             self.after.get(name, lambda _: None)(response)
@@ -275,6 +277,76 @@ def test_a_lost_reply_of_a_deletion(connect: Connect, client: Client, later: Fak
     page = find_sweepable(store).sweep(_shard(store, token), 0.0, later(), 100)
     assert (page.deleted, page.spared) == (1, 0)
     assert store.load(token, NOW) is None
+
+
+def test_a_lost_reply_of_a_canary(connect: Connect, client: Client, later: FakeClock) -> None:
+    """A canary whose reply is lost is no alarm; one that is there is."""
+    sweep = connect().sweepable
+
+    def lose(response: Any) -> None:
+        client.after.clear()
+        raise rpc.Undecided("the reply is lost")
+
+    client.after["Commit"] = lose
+    assert sweep.plant("a5", later())
+    assert not sweep.plant("a5", later())
+
+
+def test_look_ups_that_are_put_off(connect: Connect, client: Client, later: FakeClock) -> None:
+    """What a look-up puts off is asked for again, and not taken for missing."""
+    store = connect()
+    store.sweepable.shards = ("a5",)
+    tokens = [token for token in _fill(store, 40) if _key(store, token)[:2] == "a5"]
+
+    def put_off(response: Any) -> None:
+        found = list(response.found)
+        del response.found[1:]
+        response.deferred.extend(one.entity.key for one in found[1:])
+
+    client.after["Lookup"] = put_off
+    report = purge(store, clock=later, ramp=False)
+    assert (report.deleted, report.completed) == (len(tokens), True)
+    assert len(client.of(rpc.LookupRequest)) >= len(tokens) > 1
+
+
+def test_a_call_of_a_sweep_has_one_deadline(connect: Connect, client: Client) -> None:
+    """The calls of a page share twenty seconds, as do those of any other call of a sweep."""
+    store = connect()
+    _fill(store, 8)
+    clock = FakeClock(0.0)
+    timeouts: list[float] = []
+
+    def seconds(seconds: float) -> rpc.Deadline:
+        return rpc.Deadline(seconds, clock, clock.advance, lambda: 0.0)
+
+    def hang(timeout: float) -> None:
+        timeouts.append(timeout)
+        clock.advance(timeout * 0.9)
+
+    sweep = DatastoreSweep(store._connect, "", "SessionEntity", seconds)
+    client.timed = hang
+    for call in (
+        lambda: sweep.sweep("a5", 0.0, NOW + DAY, 100),
+        lambda: sweep.walk("a5", NOW + DAY, 100),
+        lambda: sweep.oldest("a5"),
+        lambda: sweep.read_notes(["purge-a5"]),
+        lambda: sweep.write_note("purge-a5", b"", None),
+        lambda: sweep.plant("a5", NOW),
+    ):
+        begin = clock()
+        call()
+        assert clock() - begin <= 20.0
+    assert max(timeouts) == 10.0
+
+
+def test_a_full_dry_run(connect: Connect, client: Client, later: FakeClock) -> None:
+    """A dry run of a full pass counts what it would delete, and deletes nothing."""
+    store = connect()
+    dead = _fill(store, 5)
+    _fill(store, 3, NOW + 9 * DAY)
+    report = purge(store, clock=later, full=True, dry_run=True)
+    assert (report.deleted, report.spared, report.completed) == (5, 3, True)
+    assert all(store.load(token, NOW) is not None for token in dead)
 
 
 def test_two_workers_at_once(connect: Connect, later: FakeClock) -> None:
