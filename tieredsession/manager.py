@@ -311,7 +311,7 @@ class SessionManager:
                     # alone, for it may be the successor's by now; a dead one goes with the
                     # next request.
                     self._emit(events.SessionGone, state.token)
-                    self._forget(state)
+                    state.forget()
                     return None
             raise StoreUnavailable(f"the session was saved by others {_TRIES} times in a row")
         except StoreError as error:
@@ -342,7 +342,7 @@ class SessionManager:
 
     def needs_cookie(self, state: State) -> bool:
         """Whether a change of *state* cannot be saved without a ``Set-Cookie``."""
-        return state.token is None or not self.store.revocable
+        return state.token is None or state.renewed or not self.store.revocable
 
     # -- loading ----------------------------------------------------------------------
 
@@ -504,7 +504,7 @@ class SessionManager:
                 raise
         self._emit(events.SessionEnded, token)
         state.token = state.record = None
-        state.ended = state.renewed = state.restarted = state.force = False
+        state.settle()
         state.set_cookie = self.cookie.expire()
         if state.moving is not None:
             state.moving.is_over = True
@@ -527,12 +527,8 @@ class SessionManager:
             record = record._replace(version=saved.version)
         state.record = record
         state.created = record.created
-        state.ended = state.renewed = state.restarted = state.force = state.stale = False
-
-    def _forget(self, state: State) -> None:
-        state.data.clear()
-        state.token = state.record = state.principal = state.created = None
-        state.ended = state.renewed = state.restarted = state.force = False
+        state.stale = False
+        state.settle()
 
     def _absorb(self, state: State, current: Record) -> None:
         """Merge what another request saved into *state*, which then stands on it."""

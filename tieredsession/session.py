@@ -98,14 +98,7 @@ class State:
         self.created = record.created if record is not None else None
         self.stale = stale
         """The visitor sent a cookie that stands for nothing."""
-        self.ended = False
-        """The saved session is to die; what is in ``data`` now begins another one."""
-        self.renewed = False
-        """The saved session is to go on under a new id."""
-        self.restarted = False
-        """The lifetime counts from now."""
-        self.force = False
-        """Save even if the bytes are the same."""
+        self.settle()
         self.keep_empty = False
         """A session without data is worth one, too."""
         self.until: Callable[[float], float] | None = None
@@ -115,6 +108,23 @@ class State:
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
         self.moving: MovingIn | None = None
+
+    def settle(self) -> None:
+        """What the next save was asked to do is done, or void."""
+        self.ended = False
+        """The saved session is to die; what is in ``data`` now begins another one."""
+        self.renewed = False
+        """The saved session is to go on under a new id."""
+        self.restarted = False
+        """The lifetime counts from now."""
+        self.force = False
+        """Save even if the bytes are the same."""
+
+    def forget(self) -> None:
+        """The session is gone, and nothing of it goes on."""
+        self.data.clear()
+        self.token = self.record = self.principal = self.created = None
+        self.settle()
 
     @property
     def is_empty(self) -> bool:
@@ -138,23 +148,26 @@ class Fork:
         self._rules = rules
         self.copy = copy(state)
         self.copy.data = dict(data)
+        state.settle()  # what the copy sees to; whatever is asked from now on is asked anew
 
     def join(self) -> None:
         """Let the state know what became of the copy. What it changed meanwhile is unsaved."""
         state, before, after = self._state, self._before, self.copy
         renamed = before.principal is not None and state.principal != before.principal
-        # Nothing of a session that was left comes into the one that follows it.
-        left = renamed or (state.ended and not before.ended)
-        if after.data != before.data and not left:
-            merged, _ = merge(before.data, state.data, after.data, self._rules)
-            state.data.clear()
-            state.data.update(merged)
+        if not (state.ended or renamed):
+            if after.is_empty and not before.is_empty:
+                state.forget()  # it was ended by somebody else, before these changes
+            else:
+                merged, _ = merge(before.data, state.data, after.data, self._rules)
+                state.data.clear()
+                state.data.update(merged)
+        # Else nothing of the session that was left comes into the one that follows it.
         for name in ("principal", "created"):
             if getattr(state, name) == getattr(before, name):
                 setattr(state, name, getattr(after, name))
         for name in ("ended", "renewed", "restarted", "force"):
-            came = getattr(state, name) and not getattr(before, name)
-            setattr(state, name, getattr(after, name) or came)
+            setattr(state, name, getattr(state, name) or getattr(after, name))
+        state.pristine = False
         state.token, state.record = after.token, after.record
         state.set_cookie, state.stale = after.set_cookie, after.stale
 
@@ -387,15 +400,11 @@ class Session(MutableMapping[str, Any]):
         origin: Record | Imported | None = record
         if origin is None and state.moving is not None:
             origin = state.moving.imported
-        fresh = State(
-            {} if origin is None else self._io.codec.decode(origin.payload),
-            state.token,
-            record,
-            stale=state.stale,
-        )
-        fresh.set_cookie = state.set_cookie
-        fresh.moving = state.moving
-        self._state = fresh
+        state.data = {} if origin is None else self._io.codec.decode(origin.payload)
+        state.principal = None if record is None else record.principal
+        state.created = None if record is None else record.created
+        state.pristine = False
+        state.settle()
 
     def save(self) -> None:
         """Save now instead of with the response, as before a redirect to another server.

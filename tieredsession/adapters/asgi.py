@@ -59,7 +59,9 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from functools import wraps
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from functools import partial, wraps
 from threading import Lock, get_ident
 from types import EllipsisType
 from typing import Any, Literal, Protocol, TypeVar, cast
@@ -204,9 +206,33 @@ class Session(_core.Session):
             async with self._saving:
                 fork = manager.fork(state)
                 try:
-                    await to_thread.run_sync(save, fork.copy)
+                    await _run_to_its_end(partial(save, fork.copy))
                 finally:
                     fork.join()
+
+
+async def _run_to_its_end(work: Callable[[], None]) -> None:
+    """Run *work* in a worker thread. Once that has begun, nothing ends the wait for it.
+
+    A scope of anyio's that is cancelled does not, and a task that asyncio cancels does so
+    only in here: what the thread is at work on belongs to nobody else until it is done.
+    """
+    turn: Future[None] = Future()
+
+    def run() -> None:
+        if turn.set_running_or_notify_cancel():
+            try:
+                work()
+            finally:
+                turn.set_result(None)
+
+    try:
+        await to_thread.run_sync(run)
+    except anyio.get_cancelled_exc_class():
+        while not (turn.cancel() or turn.done()):
+            with suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
+                await to_thread.run_sync(wait, [turn])
+        raise
 
 
 class _Done:
