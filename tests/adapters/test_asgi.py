@@ -878,7 +878,7 @@ def test_objects_stay_the_session_s_own(make_site: MakeSite, server: Server) -> 
 def test_a_save_that_is_killed_and_made_again(
     make_site: MakeSite, method: str, change: Step
 ) -> None:
-    """A request whose save asyncio kills, as by a time-out, can go on, and saves each change once."""
+    """A request whose save asyncio kills, as by a time-out, goes on and saves each change once."""
     site = make_site(SESSION_MERGE_RULES={"b": counter})
     slow = Slow(site.store, method)
     browser = site.browser() if method == "create" else site.browser(a=1)
@@ -1284,6 +1284,29 @@ def test_a_store_that_does_not_answer(
     ]
     site.chaos.up()
     assert stored(site, browser) == {"a": 1}
+
+
+@pytest.mark.parametrize("kind_of_scope", ["http", "websocket"])
+def test_a_503_after_a_save(make_site: MakeSite, server: Server, kind_of_scope: str) -> None:
+    """What was saved before the store failed has its cookie beside the 503."""
+    site = make_site()
+    browser = site.browser(a=1)
+    app = App(
+        each(
+            lambda session: session.renew(),
+            save,
+            put(b=2),
+            lambda session: site.chaos.fail("update"),
+            save,
+        )
+    )
+    scope: dict[str, Any] = {"kind": kind_of_scope, "extensions": {"websocket.http.response": {}}}
+    answer = server.get(wrap(site, app), site.header(browser.cookie), **scope)
+    assert answer.status == 503
+    (line,) = answer.cookies
+    browser.cookie = line.partition("=")[2]
+    assert stored(site, browser) == {"a": 1}
+    assert (b"cache-control", b"no-store") in answer.headers
 
 
 @pytest.mark.parametrize(("method", "known"), [("update", True), ("create", False)])

@@ -84,7 +84,7 @@ from tieredsession.errors import (
     StoreError,
     StoreUnavailable,
 )
-from tieredsession.frontend import UNAVAILABLE, UNAVAILABLE_HEADERS, PlainHTTPWatch
+from tieredsession.frontend import UNAVAILABLE, PlainHTTPWatch, unavailable_headers
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
 from tieredsession.settings import Settings
@@ -435,7 +435,7 @@ class SessionMiddleware:
             unavailable = isinstance(cause, StoreUnavailable)
             if session.headers_sent or not unavailable:
                 raise
-            await _answer_unavailable(scope, send)
+            await _answer_unavailable(session, scope, send)
 
 
 def _add(overrides: dict[str, Any], keyword: str, name: str, value: object) -> None:
@@ -500,13 +500,13 @@ async def _answer_purge(view: PurgeView, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _answer_unavailable(scope: Scope, send: Send) -> None:
+async def _answer_unavailable(session: Session, scope: Scope, send: Send) -> None:
     prefix = ""
     if scope["type"] == "websocket":
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": 1013})  # try again later
             return
         prefix = "websocket."
-    headers = _encode(UNAVAILABLE_HEADERS)
+    headers = _encode(unavailable_headers(session.manager.close(session, 503)))
     await send({"type": f"{prefix}http.response.start", "status": 503, "headers": headers})
     await send({"type": f"{prefix}http.response.body", "body": UNAVAILABLE})

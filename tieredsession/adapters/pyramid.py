@@ -194,8 +194,9 @@ class PyramidSession(Session):
         except StoreUnavailable as error:
             # What a callback raises goes past the exception views, to the server.
             _replace(response, _unavailable(request, error), request.environ)
-            self._status = 503
-            return
+            reply = self._manager.close(self, 503)
+            if reply is not None and not reply.set_cookies:
+                return  # it shows nothing of the session
         if reply is not None:
             add_headers(response.headerlist, reply)
         body = response.app_iter
