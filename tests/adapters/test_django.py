@@ -21,6 +21,7 @@ import pytest
 from adapters.django_site import AGE, COOKIE, SECRET, STORES, Browser, Site, running
 from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
+from django.core import signing
 from django.core.management import CommandError, call_command
 from django.http import HttpRequest
 from django.test import override_settings
@@ -34,6 +35,7 @@ from tieredsession.keyring import Keyring
 from tieredsession.merge import counter
 from tieredsession.options import StoreOptions
 from tieredsession.stores import MemorySessionStore
+from tieredsession.testing import FakeClock
 
 CORRUPTED = ("django.security.SuspiciousSession", logging.WARNING, "Session data corrupted")
 
@@ -300,6 +302,33 @@ def test_a_key_that_came_in_by_the_back_door(site: Site) -> None:
     with pytest.raises(TypeError, match="1 is a int"):
         session.save()
     assert browser.data() == {"a": 1}
+
+
+# -- moving in ------------------------------------------------------------------------
+
+
+class Signer(signing.TimestampSigner):  # type: ignore[misc]
+    """Django's own, at the time of the tests."""
+
+    def timestamp(self) -> str:
+        return str(signing.b62_encode(int(FakeClock().now)))
+
+
+@one_of_each
+def test_a_session_of_django_s_signed_cookies(make_site: MakeSite) -> None:
+    """A session in a cookie of Django's own goes on, and becomes ours when it changes."""
+    make_site(SESSION_IMPORT_FROM={"kind": "django"})
+    salt = "django.contrib.sessions.backends.signed_cookies"
+    theirs = Signer(key=SECRET, salt=salt, fallback_keys=[])
+    old = theirs.sign_object({"a": 1}, serializer=signing.JSONSerializer)
+    browser = Browser(old)
+    assert browser.data() == {"a": 1}
+    assert browser.cookie == old
+    browser.put(b=2)
+    assert browser.cookie != old
+    assert browser.data() == {"a": 1, "b": 2}
+    browser.visit(flush)
+    assert browser.data() == {}
 
 
 # -- the engine's methods -------------------------------------------------------------

@@ -33,6 +33,8 @@ differs, and why:
 - A session belongs to the user whom auth put into it, so ``SESSION_PRINCIPALS`` can list and end
   a user's sessions, ``HybridSessionStore`` moves to the server at login, and
   ``SESSION_ABSOLUTE_AGE`` counts from the login.
+- An engine is shown one cookie, the site's own, so ``SESSION_IMPORT_FROM`` takes over what stands
+  there, as Django's ``signed_cookies`` do under their usual name, with the first change.
 - The secrets are Django's, if they are worth 32 random bytes: a ``django-insecure-`` key is for
   ``DEBUG`` alone, and a weak one among the fallbacks opens nothing here.
 """
@@ -179,7 +181,14 @@ def _read_settings() -> Settings:
     given["SECRET_KEY_FALLBACKS"] = [
         secret for secret in map(_secret, settings.SECRET_KEY_FALLBACKS) if _is_strong(secret)
     ]
-    return Settings(given)
+    read = Settings(given)
+    for source in read.session_import_from:
+        if source.cookie != read.session_cookie_name:
+            raise ConfigurationError(
+                f"SESSION_IMPORT_FROM: Django shows the cookie {read.session_cookie_name!r} alone, "
+                f"and this is {source.cookie!r}: give both one name"
+            )
+    return read
 
 
 def _secret(secret: Any) -> Any:
@@ -458,8 +467,8 @@ def purge_view(request: HttpRequest) -> HttpResponse:
     view = PurgeView(manager.store, _read_settings(), clock=manager.clock)
     status, headers, body = view.answer(
         request.method or "",
-        request.headers.get("Authorization", ""),
-        request.headers.get("X-Appengine-Cron", ""),
+        request.META.get("HTTP_AUTHORIZATION", ""),
+        request.META.get("HTTP_X_APPENGINE_CRON", ""),
     )
     return http.HttpResponse(body, status=int(status[:3]), headers=dict(headers))
 
