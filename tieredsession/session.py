@@ -482,8 +482,12 @@ class Session(MutableMapping[str, Any]):
         return (self._state or self._touch()).token
 
     def _touch(self) -> State:
-        state = self._state = self._io.load(self._header)
+        return self._take(self._io.load(self._header))
+
+    def _take(self, state: State) -> State:
+        """Go by *state*, as it was loaded. All that happens to its data is seen from here on."""
         state.pristine = state.record is not None
+        self._state = state
         return state
 
     def _changeable(self, *, needs_cookie: bool = False) -> State:

@@ -795,6 +795,25 @@ def test_what_is_known_after_a_save(
 
 
 @pytest.mark.server_stores
+@pytest.mark.parametrize(
+    "view",
+    [App(lambda session: session["a"]), App(in_thread(lambda session: session["a"]))],
+    ids=["async", "sync"],
+)
+def test_a_look_at_what_cannot_change(
+    make_site: MakeSite, server: Server, monkeypatch: pytest.MonkeyPatch, view: App
+) -> None:
+    """A page that reads text and numbers alone encodes nothing, for there is nothing to compare."""
+    site = make_site()
+    browser = site.browser(a=1)
+    middleware = wrap(site, view)
+    encoded: list[Any] = []
+    monkeypatch.setattr(middleware.manager.codec, "encode", encoded.append)
+    assert server.visit(middleware, browser).status == 200
+    assert encoded == []
+
+
+@pytest.mark.server_stores
 def test_a_store_that_never_waits(make_site: MakeSite, server: Server) -> None:
     """A store that says that it never waits is called where it is needed, in no thread."""
     site = make_site()

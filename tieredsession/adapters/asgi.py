@@ -172,9 +172,7 @@ class Session(_core.Session):
                 "first  await request.session.load()"
             )
         with self._lock:
-            if self._state is None:
-                self._state = self._ahead or manager.load(self._header)
-            return self._state
+            return self._state or self._take(self._ahead or manager.load(self._header))
 
     def _load(self) -> None:
         with self._lock:

@@ -287,7 +287,9 @@ class TieredSessionInterface(SessionInterface):
             if on_change_alone:
                 manager.lifetimes = replace(manager.lifetimes, refresh=1.0)
             self.purge_url = settings.session_purge_url
-            self.purge = PurgeView(manager.store, settings, observers=self._observers)
+            self.purge = PurgeView(
+                manager.store, settings, observers=self._observers, clock=manager.clock
+            )
         else:
             app.extensions.pop("tieredsession", None)
             self.purge_url = self.purge = None
