@@ -88,6 +88,7 @@ from tieredsession.frontend import UNAVAILABLE, PlainHTTPWatch, unavailable_head
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
 from tieredsession.settings import Settings
+from tieredsession.state import State
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -116,7 +117,7 @@ class Session(_core.Session):
         self._manager = manager
         self._loop = get_ident()  # the thread of the event loop
         self._lock = Lock()  # threads that touch it at once load it once
-        self._ahead: _core.State | None = None  # loaded, and not touched yet
+        self._ahead: State | None = None  # loaded, and not touched yet
         self._failure: StoreError | None = None  # why it could not be loaded ahead
         self._saving: anyio.Lock | None = None
 
@@ -159,7 +160,7 @@ class Session(_core.Session):
 
     # -- inside -----------------------------------------------------------------------
 
-    def _touch(self) -> _core.State:
+    def _touch(self) -> State:
         manager = self._manager
         if (
             manager.blocking

@@ -75,8 +75,9 @@ from tieredsession.keyring import check_secret
 from tieredsession.manager import SessionManager
 from tieredsession.purge import NothingToSweep, purge
 from tieredsession.registry import open_manager, open_store
-from tieredsession.session import MAX_LIFETIME, State
+from tieredsession.session import MAX_LIFETIME
 from tieredsession.settings import Settings
+from tieredsession.state import State
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
