@@ -104,14 +104,15 @@ class SessionManager:
             SessionTooLarge: the cookie would not fit; the old one stays valid.
         """
         state = session._state
-        if state is not None and status < 500:
+        if state is None:
+            session._status = status
+            return None
+        if status < 500:
             if not saved:
                 self.save(state)
             if state.set_cookie is None and state.stale:
                 state.set_cookie = self.cookie.expire()
         session._status = status
-        if state is None:
-            return None
         moving = state.moving
         if moving is None or not moving.is_over or not moving.expire:
             return Reply(state.set_cookie, self._cache_control)

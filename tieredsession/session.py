@@ -65,8 +65,9 @@ class Session(MutableMapping[str, Any]):
     def __init__(self, io: SessionIO, cookie_header: str | None) -> None:
         self._io = io
         self._header = cookie_header
+        # Front ends look at these two: an untouched session costs them not even a call.
         self._status: int | None = None  # of the response, once its headers have left
-        self._state: State | None = None
+        self._state: State | None = None  # once it was touched
 
     # -- the dict ---------------------------------------------------------------------
 

@@ -1639,6 +1639,14 @@ def test_a_websocket_while_the_store_is_down(
 # -- what it is -----------------------------------------------------------------------
 
 
+def test_a_websocket_at_the_url_of_the_purge(make_site: MakeSite, server: Server) -> None:
+    """A websocket at the path of the purge is the application's own."""
+    site = make_site()
+    path = site.settings.session_purge_url
+    answer = server.get(wrap(site, Socket()), kind="websocket", path=path)
+    assert answer.of("websocket.accept")
+
+
 @dataclass
 class Connection:
     """As Starlette's ``Request`` and ``WebSocket``: it has a scope."""

@@ -159,6 +159,11 @@ class FlaskSession(Session, SessionMixin):  # type: ignore[override]  # "new" is
         if self.persistent is not bool(value):
             self.persistent = value
 
+    def restart_if_changed(self) -> None:
+        """Let the lifetime count from now if there is anything to save."""
+        if self._state is not None and self.modified:
+            self._state.restarted = True
+
     def __setitem__(self, key: str, value: Any) -> None:
         if key == _LOGIN and self.get(key) != value:
             self.renew(restart=True)
@@ -222,25 +227,23 @@ class TieredSessionInterface(SessionInterface):
         self, app: flask.Flask, session: SessionMixin, response: flask.Response
     ) -> None:
         """Save what changed, and give the response its headers."""
-        assert isinstance(session, FlaskSession)  # noqa: S101 - as open_session made it
-        manager, state, status = session._io, session._state, response.status_code
-        assert isinstance(manager, SessionManager)  # noqa: S101
-        if state is None:
-            session._status = status  # as manager.close would do
-            if session.accessed:
-                response.vary.add("Cookie")
-        else:
-            if self._on_change_alone and status < 500 and session.modified:
-                state.restarted = True
-            try:
-                reply = manager.close(session, status)
-            except BaseException:
-                response.close()  # for it will not be sent
-                raise
-            assert reply is not None  # noqa: S101 - the session was touched
+        manager, status = self._manager, response.status_code
+        # As open_session made them.
+        assert isinstance(session, FlaskSession)  # noqa: S101
+        assert manager is not None  # noqa: S101
+        if self._on_change_alone and status < 500:
+            session.restart_if_changed()
+        try:
+            reply = manager.close(session, status)
+        except BaseException:
+            response.close()  # for it will not be sent
+            raise
+        if reply is not None:
             headers = list(response.headers)
             add_headers(headers, reply)
             response.headers[:] = headers
+        elif session.accessed:
+            response.vary.add("Cookie")
         response.call_on_close(partial(manager.finish, session))
 
     # -- the configuration ------------------------------------------------------------
