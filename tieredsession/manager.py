@@ -84,7 +84,8 @@ class SessionManager:
         self._sleep = sleep
         self._cache_control = cache_control
         self._rules = {FLASH: queues, **(merge_rules or {})}
-        self._observe = fan_out(observers)
+        self.observers = tuple(observers)
+        self._observe = fan_out(self.observers)
         self._mover = None if importer is None else Mover(importer, codec, self._observe)
 
     # -- the request ------------------------------------------------------------------

@@ -24,11 +24,11 @@ from django.contrib.sessions.exceptions import SessionInterrupted
 from django.core import signing
 from django.core.management import CommandError, call_command
 from django.http import HttpRequest
-from django.test import override_settings
+from django.test import RequestFactory, override_settings
 from django.utils.safestring import mark_safe
 
 from tieredsession import SessionTooLarge, StoreUnavailable
-from tieredsession.adapters.django import SessionStore, get_manager, use_manager
+from tieredsession.adapters.django import SessionStore, get_manager, purge_view, use_manager
 from tieredsession.errors import UnstorableError
 from tieredsession.events import SessionMerged
 from tieredsession.keyring import Keyring
@@ -912,3 +912,15 @@ def test_one_manager_for_all_threads(make_site: MakeSite) -> None:
         one, other = pool.map(lambda _: get_manager(), range(2))
     assert isinstance(one.store, Meeting)
     assert one is other
+
+
+@server_stores
+def test_who_is_told_of_a_purge(make_site: MakeSite) -> None:
+    """The observers of the manager hear of a purge, by command or page, and of who may not call it."""
+    site = make_site(SESSION_PURGE_TOKEN=SECRET)
+    request = RequestFactory().get("/", headers={"Authorization": f"Bearer {SECRET}"})
+    call_command("clearsessions")
+    assert purge_view(request).status_code == 200
+    assert purge_view(RequestFactory().get("/")).status_code == 403
+    names = site.event_names
+    assert (names.count("Purged"), names[-1]) == (2, "PurgeRefused")

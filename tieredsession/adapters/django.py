@@ -388,7 +388,13 @@ class SessionStore(SessionBase):  # type: ignore[misc]
         manager = get_manager()
         grace = _read_settings().session_purge_grace
         try:
-            report = purge(manager.store, budget=inf, grace=grace, clock=manager.clock)
+            report = purge(
+                manager.store,
+                budget=inf,
+                grace=grace,
+                observers=manager.observers,
+                clock=manager.clock,
+            )
         except NothingToSweep as nothing:
             if manager.store.revocable:
                 raise NotImplementedError(str(nothing)) from None
@@ -465,7 +471,9 @@ def purge_view(request: HttpRequest) -> HttpResponse:
     from django import http
 
     manager = get_manager()
-    view = PurgeView(manager.store, _read_settings(), clock=manager.clock)
+    view = PurgeView(
+        manager.store, _read_settings(), observers=manager.observers, clock=manager.clock
+    )
     status, headers, body = view.answer(
         request.method or "",
         request.META.get("HTTP_AUTHORIZATION", ""),

@@ -120,16 +120,16 @@ class TieredSession:
         **overrides: Any,
     ) -> None:
         self._overrides = overrides
-        self._observers = tuple(observers)
+        observers = tuple(observers)
         self._open = partial(
-            open_manager, store=store, observers=self._observers, clock=clock, own_types=[_MARKUP]
+            open_manager, store=store, observers=observers, clock=clock, own_types=[_MARKUP]
         )
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: flask.Flask) -> None:
         """Give *app* its sessions. One object may serve several applications."""
-        interface = TieredSessionInterface(app, self._open, self._overrides, self._observers)
+        interface = TieredSessionInterface(app, self._open, self._overrides)
         app.session_interface = interface
         app.wsgi_app = _Purge(app.wsgi_app, interface)  # type: ignore[method-assign]
         app.handle_exception = _Outages(app)  # type: ignore[assignment, method-assign]
@@ -181,7 +181,6 @@ class TieredSessionInterface(SessionInterface):
         app: the application whose configuration holds the settings.
         open_manager: makes the manager of its settings.
         overrides: settings that go before those of ``app.config``.
-        observers: are told of the purge.
     """
 
     def __init__(
@@ -189,13 +188,11 @@ class TieredSessionInterface(SessionInterface):
         app: flask.Flask,
         open_manager: Callable[[Settings], SessionManager],
         overrides: dict[str, Any],
-        observers: Iterable[Observer] = (),
     ) -> None:
         self.purge_url: str | None = None
         self.purge: PurgeView | None = None
         self._open_manager = open_manager
         self._overrides = overrides
-        self._observers = observers
         self._lock = Lock()
         self._unset = {name: flask.Flask.default_config[name] for name in _STRICTER}
         self._given: dict[str, Any] = {}
@@ -291,7 +288,7 @@ class TieredSessionInterface(SessionInterface):
                 manager.lifetimes = replace(manager.lifetimes, refresh=1.0)
             self.purge_url = settings.session_purge_url
             self.purge = PurgeView(
-                manager.store, settings, observers=self._observers, clock=manager.clock
+                manager.store, settings, observers=manager.observers, clock=manager.clock
             )
         else:
             app.extensions.pop("tieredsession", None)
