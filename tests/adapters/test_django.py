@@ -916,7 +916,7 @@ def test_one_manager_for_all_threads(make_site: MakeSite) -> None:
 
 @server_stores
 def test_who_is_told_of_a_purge(make_site: MakeSite) -> None:
-    """The observers of the manager hear of a purge, by command or page, and of who may not call it."""
+    """The manager's observers hear of a purge, by command or page, and of who may not call it."""
     site = make_site(SESSION_PURGE_TOKEN=SECRET)
     request = RequestFactory().get("/", headers={"Authorization": f"Bearer {SECRET}"})
     call_command("clearsessions")
