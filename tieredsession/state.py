@@ -145,6 +145,5 @@ class Fork:
                 setattr(state, name, getattr(after, name))
         for name in ("ended", "renewed", "restarted", "force"):
             setattr(state, name, getattr(state, name) or getattr(after, name))
-        state.pristine = False
         state.token, state.record = after.token, after.record
         state.set_cookie, state.stale = after.set_cookie, after.stale

@@ -1401,6 +1401,25 @@ def test_a_save_that_fails_keeps_the_changes(make_site: MakeSite, server: Server
     assert stored(site, browser) == {"a": 1, "b": 2}
 
 
+@pytest.mark.server_stores
+def test_a_save_that_fails_keeps_what_was_asked_for(make_site: MakeSite, server: Server) -> None:
+    """A new id that was asked for is made by the next save, if this one cannot do it."""
+    site = make_site()
+    browser = site.browser(a=1)
+    old = browser.cookie
+
+    async def before(session: Session) -> None:
+        session.renew()
+        site.chaos.fail("delete")
+        with pytest.raises(StoreUnavailable):
+            await session.save()
+
+    server.visit(wrap(site, App(before)), browser)
+    assert browser.cookie != old
+    assert stored(site, browser) == {"a": 1}
+    assert dict(site.manager.open(site.header(old))) == {}
+
+
 def test_a_broken_store_is_no_503(make_site: MakeSite, server: Server) -> None:
     """A store that is broken, not late, is an error for whoever runs the site."""
     site = make_site()
