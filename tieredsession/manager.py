@@ -240,7 +240,12 @@ class SessionManager:
     def save_late(self, state: State) -> None:
         """As :meth:`save`, after the headers have left."""
         if self.is_modified(state) and not is_as_imported(state, self.codec):
-            if self.needs_cookie(state):
+            begins_another = state.ended and not state.is_empty
+            if begins_another:  # which cannot be; the one that was ended dies all the same
+                state.data.clear()
+                state.principal = None
+                self.save(state)
+            if begins_another or self.needs_cookie(state):
                 raise HeadersSentError(
                     "the session changed after the headers had left, and saving it needs a "
                     "cookie: make the change before the response starts"
@@ -397,7 +402,6 @@ class SessionManager:
             record = record._replace(version=saved.version)
         state.record = record
         state.created = record.created
-        state.stale = False
         state.settle()
 
     def _absorb(self, state: State, current: Record) -> None:

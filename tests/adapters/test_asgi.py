@@ -1091,6 +1091,32 @@ def test_a_new_id_that_comes_too_late(make_site: MakeSite, server: Server) -> No
     assert stored(site, browser) == {"a": 1, "b": 2}
 
 
+@pytest.mark.server_stores
+def test_another_session_that_comes_too_late(make_site: MakeSite, server: Server) -> None:
+    """Who logs out and begins anew while the response is saved is logged out, and leaves no row."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(a=1)
+    app = wrap(site, App(put(b=2)), slow)
+    scope = make_scope(site.header(browser.cookie))
+
+    async def request() -> None:
+        with pytest.raises(HeadersSentError):
+            await app(scope, receive, Answer().send)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(request)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            scope["session"].destroy()
+            scope["session"]["c"] = 3
+            slow.go_on.set()
+
+    server.run(main)
+    assert site.rows == 0
+
+
 def test_what_cannot_be_kept(make_site: MakeSite, server: Server) -> None:
     """A value inside another that no session can keep is an error, and no cookie leaves."""
     site = make_site()
