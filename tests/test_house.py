@@ -23,7 +23,7 @@ ORDER = (
     {"errors"},
     {"contracts", "tokens", "url", "events", "tables"},
     {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"}
-    | {"foreign", "importing", "marks", "pace"},
+    | {"foreign", "importing", "marks", "pace", "state", "lifetimes", "moving", "principals"},
     {"registry", "manager", "purge", "observers", "testing", "oidc", "frontend"},
     {"cron"},
     {"wsgi"},

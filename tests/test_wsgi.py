@@ -598,6 +598,26 @@ def test_a_new_session_that_cannot_be_saved(make_site: MakeSite, way: str) -> No
     assert answer.cookies == []
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_503_after_a_save(make_site: MakeSite, way: str) -> None:
+    """What was saved before the store failed has its cookie beside the 503."""
+
+    def before(session: Session) -> None:
+        session.renew()
+        session.save()
+        session["b"] = 2
+        site.chaos.fail("update")
+
+    site = make_site(app=App(way, before=before))
+    browser = site.browser(a=1)
+    answer = serve(site, browser)
+    assert answer.status == "503 Service Unavailable"
+    (line,) = answer.cookies
+    browser.cookie = line.partition(";")[0].partition("=")[2]
+    assert dict(site.open(browser)) == {"a": 1}
+    assert [value for name, value in answer.headers if name == "Cache-Control"] == ["no-store"]
+
+
 @pytest.mark.parametrize("way", ["list", *LATE])
 def test_the_503_keeps_to_the_protocol(make_site: MakeSite, way: str) -> None:
     """The standard's validator finds no fault with the 503 either."""

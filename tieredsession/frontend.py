@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 
+from tieredsession.cookies import Reply, add_headers
 from tieredsession.settings import Settings
 
 UNAVAILABLE = b"Service Unavailable\n"
 """The body of a 503, which a visitor gets while a store cannot answer."""
 
-UNAVAILABLE_HEADERS = (
+_HEADERS = (
     ("Content-Type", "text/plain; charset=utf-8"),
     ("Content-Length", str(len(UNAVAILABLE))),
     ("Cache-Control", "no-store"),
@@ -18,6 +19,17 @@ UNAVAILABLE_HEADERS = (
 )
 
 _log = logging.getLogger("tieredsession")
+
+
+def unavailable_headers(reply: Reply | None) -> list[tuple[str, str]]:
+    """The headers of that 503, to which the session owes *reply*.
+
+    What was saved before the store failed may stand under another id by now.
+    """
+    headers = list(_HEADERS)
+    if reply is not None and reply.set_cookies:
+        add_headers(headers, reply)
+    return headers
 
 
 class PlainHTTPWatch:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from random import uniform
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING
 
 from tieredsession import events
-from tieredsession.contracts import ByPrincipal, Codec, Observer, Record, Saved, SessionStore
+from tieredsession.contracts import Codec, Observer, Record, Saved, SessionStore
 from tieredsession.cookies import MAX_LINE, CookieWriter, Reply, find
 from tieredsession.errors import (
-    ConfigurationError,
     Conflict,
     DecodeError,
     Gone,
@@ -24,25 +22,17 @@ from tieredsession.errors import (
     SessionTooLarge,
     StoreError,
     StoreUnavailable,
-    UnstorableError,
 )
+from tieredsession.lifetimes import Lifetimes
 from tieredsession.merge import MergeRule, merge, queues
+from tieredsession.moving import Mover, is_as_imported
 from tieredsession.observers import fan_out
-from tieredsession.session import (
-    CSRF,
-    DEVICE,
-    FLASH,
-    LIFETIME,
-    PERSISTENT,
-    Fork,
-    Imported,
-    MovingIn,
-    Session,
-    State,
-)
+from tieredsession.principals import SessionInfo, end_where, sessions_of
+from tieredsession.session import FLASH, PERSISTENT, Session
+from tieredsession.state import Fork, Imported, MovingIn, State
 
 if TYPE_CHECKING:
-    from tieredsession.importing import Foreign, Importer
+    from tieredsession.importing import Importer
 
 CLOCK_SKEW = 300
 """Seconds by which the clocks of two servers of a site may differ."""
@@ -51,40 +41,6 @@ _TRIES = 16  # saves against other writers; each loss means that somebody else s
 _AT_ONCE = 3  # tries before a random pause, up to ...
 _PAUSE = 0.002  # ... so many seconds more each time
 _WARN_FROM = MAX_LINE * 3 // 4
-_OWN_KEYS = frozenset({CSRF, DEVICE, FLASH, LIFETIME, PERSISTENT})
-
-
-@dataclass(frozen=True)
-class Lifetimes:
-    """How long sessions live. Seconds.
-
-    Args:
-        idle: from the last use, give or take *refresh*.
-        absolute: from the creation, whatever the use; ``None`` for no limit.
-        refresh: the share of *idle* that has to pass before a use is written down: with
-            0.25 an unused session ends between 75 % and 100 % of *idle*.
-        persistent: whether cookies outlive the browser.
-    """
-
-    idle: int = 14 * 24 * 3600
-    absolute: int | None = None
-    refresh: float = 0.25
-    persistent: bool = False
-
-
-class SessionInfo(NamedTuple):
-    """One session of a principal, for a page that lists them. Nothing in it opens it.
-
-    *handle* is for :meth:`SessionManager.end_session`. *last_seen* is up to the refresh
-    share of the lifetime too early, and more near the end of an absolute lifetime.
-    *device* is what ``Session.bind`` was told.
-    """
-
-    handle: str
-    created: float
-    last_seen: float
-    device: str | None
-    current: bool
 
 
 class SessionManager:
@@ -128,8 +84,9 @@ class SessionManager:
         self._sleep = sleep
         self._cache_control = cache_control
         self._rules = {FLASH: queues, **(merge_rules or {})}
-        self._importer = importer
-        self._observe = fan_out(observers)
+        self.observers = tuple(observers)
+        self._observe = fan_out(self.observers)
+        self._mover = None if importer is None else Mover(importer, codec, self._observe)
 
     # -- the request ------------------------------------------------------------------
 
@@ -148,14 +105,15 @@ class SessionManager:
             SessionTooLarge: the cookie would not fit; the old one stays valid.
         """
         state = session._state
-        if state is not None and status < 500:
+        if state is None:
+            session._status = status
+            return None
+        if status < 500:
             if not saved:
                 self.save(state)
             if state.set_cookie is None and state.stale:
                 state.set_cookie = self.cookie.expire()
         session._status = status
-        if state is None:
-            return None
         moving = state.moving
         if moving is None or not moving.is_over or not moving.expire:
             return Reply(state.set_cookie, self._cache_control)
@@ -185,8 +143,8 @@ class SessionManager:
         if not self.blocking or self.is_modified(state):
             return self.blocking
         record, now = state.record, self.clock()
-        return record is not None and self._due(
-            state, record, self._expiry(state, record.created, now), now
+        return record is not None and self.lifetimes.is_due(
+            state, record, self.lifetimes.expiry(state, record.created, now), now
         )
 
     def fork(self, state: State) -> Fork:
@@ -209,27 +167,13 @@ class SessionManager:
         Raises:
             ConfigurationError: the store keeps no index; ``SESSION_PRINCIPALS`` turns it on.
         """
-        store = self._index()
         mine = None if current is None else self._label(current._token())
-        infos = []
-        for key, record in store.sessions_of(principal, self.clock()):
-            try:
-                data = self.codec.decode(record.payload)
-            except DecodeError:
-                data = {}
-            info = SessionInfo(
-                handle=key,
-                created=record.created,
-                last_seen=max(record.created, record.expires - self._idle(data)),
-                device=data.get(DEVICE),
-                current=mine is not None and mine in key,
-            )
-            infos.append(info)
-        return sorted(infos, key=lambda info: info.last_seen, reverse=True)
+        idle_of = self.lifetimes.idle_of
+        return sessions_of(self.store, self.codec, idle_of, principal, mine, self.clock())
 
     def end_session(self, principal: str, handle: str) -> bool:
         """End the session of *principal* that a ``SessionInfo`` named; whether it was there."""
-        return self._end_where(principal, lambda key: key == handle) > 0
+        return end_where(self.store, principal, lambda key: key == handle, self.clock()) > 0
 
     def end_all(self, principal: str, keep: Session | None = None) -> int:
         """End all sessions of *principal*, except *keep*; how many that were.
@@ -237,32 +181,8 @@ class SessionManager:
         With *keep* the one of this request, this is "log out everywhere else".
         """
         mine = None if keep is None else self._label(keep._token())
-        return self._end_where(principal, lambda key: mine is None or mine not in key)
-
-    def _index(self) -> ByPrincipal:
-        if not getattr(self.store, "principals", False):
-            raise ConfigurationError(
-                "SESSION_PRINCIPALS is off, so nobody knows whose sessions are whose: set it to "
-                "True, with a store that keeps the data on the server"
-            )
-        return cast("ByPrincipal", self.store)
-
-    def _end_where(self, principal: str, chosen: Callable[[str], bool]) -> int:
-        store, now = self._index(), self.clock()
-        ended = 0
-        for key, record in store.sessions_of(principal, now):
-            version: int | None = record.version
-            while chosen(key):
-                try:
-                    store.end(key, now, version)
-                except Conflict as conflict:
-                    version = conflict.current.version
-                    continue
-                except Gone:
-                    break
-                ended += 1
-                break
-        return ended
+        others = lambda key: mine is None or mine not in key  # noqa: E731
+        return end_where(self.store, principal, others, self.clock())
 
     # -- what a session asks for ------------------------------------------------------
 
@@ -270,9 +190,8 @@ class SessionManager:
         """Find and read the session that the cookies stand for."""
         tokens = find(cookie_header, self.cookie.name)
         if not tokens:
-            if self._importer is None:
-                return State({})
-            return self._begin(self._importer, cookie_header)
+            mover = self._mover
+            return State({}) if mover is None else mover.begin(cookie_header, self.clock())
         now = self.clock()
         try:
             found = [(t, r) for t in tokens if (r := self._accept(t, now)) is not None]
@@ -286,13 +205,13 @@ class SessionManager:
             except DecodeError:
                 self._refused("undecodable", token)
             else:
-                if self._importer is not None:
-                    self._pass_over(state, self._importer, cookie_header, now)
+                if self._mover is not None:
+                    self._mover.pass_over(state, cookie_header, now)
                 return state
         elif found:
             self._refused("ambiguous", found[0][0])
-        elif self._importer is not None:
-            return self._begin(self._importer, cookie_header, stale=True)
+        elif self._mover is not None:
+            return self._mover.begin(cookie_header, now, stale=True)
         return State({}, stale=True)
 
     def save(self, state: State) -> None:
@@ -311,7 +230,7 @@ class SessionManager:
                     # alone, for it may be the successor's by now; a dead one goes with the
                     # next request.
                     self._emit(events.SessionGone, state.token)
-                    self._forget(state)
+                    state.forget()
                     return None
             raise StoreUnavailable(f"the session was saved by others {_TRIES} times in a row")
         except StoreError as error:
@@ -320,8 +239,13 @@ class SessionManager:
 
     def save_late(self, state: State) -> None:
         """As :meth:`save`, after the headers have left."""
-        if self.is_modified(state) and not self._is_as_imported(state):
-            if self.needs_cookie(state):
+        if self.is_modified(state) and not is_as_imported(state, self.codec):
+            begins_another = state.ended and not state.is_empty
+            if begins_another:  # which cannot be; the one that was ended dies all the same
+                state.data.clear()
+                state.principal = None
+                self.save(state)
+            if begins_another or self.needs_cookie(state):
                 raise HeadersSentError(
                     "the session changed after the headers had left, and saving it needs a "
                     "cookie: make the change before the response starts"
@@ -342,7 +266,7 @@ class SessionManager:
 
     def needs_cookie(self, state: State) -> bool:
         """Whether a change of *state* cannot be saved without a ``Set-Cookie``."""
-        return state.token is None or not self.store.revocable
+        return state.token is None or state.renewed or not self.store.revocable
 
     # -- loading ----------------------------------------------------------------------
 
@@ -361,76 +285,6 @@ class SessionManager:
             self._refused("future", token)
             return None
         return record
-
-    # -- moving in from another framework ---------------------------------------------
-
-    def _begin(
-        self, importer: Importer, cookie_header: str | None, *, stale: bool = False
-    ) -> State:
-        """The state of a visitor for whom the store holds nothing."""
-        found, refused = importer.read(cookie_header, self.clock())
-        if not found:
-            for kind, reason in refused:
-                self._not_imported(kind, reason)
-            return State({}, stale=stale)
-        data = {}
-        dropped = []
-        for key, value in found[0].data.items():
-            try:
-                self.codec.check(key, value)
-            except UnstorableError:
-                dropped.append(key)
-                continue
-            if key in _OWN_KEYS:
-                dropped.append(key)
-            else:
-                data[key] = value
-        state = State(data, stale=stale)
-        imported = Imported(found[0].kind, self.codec.encode(data), tuple(dropped))
-        state.moving = MovingIn(_deletions(found), imported)
-        return state
-
-    def _pass_over(
-        self, state: State, importer: Importer, cookie_header: str | None, now: float
-    ) -> None:
-        """A session of ours goes before any other; when it ends, so do the others."""
-        found, _ = importer.read(cookie_header, now)
-        if found:
-            state.moving = MovingIn(_deletions(found))
-        for foreign in found:
-            self._not_imported(foreign.kind, "superseded")
-
-    def _take_over(self, state: State, moving: MovingIn, imported: Imported, now: float) -> None:
-        """Save a session that another framework's cookie held; then that cookie goes."""
-        ended = state.ended
-        if not state.is_empty:
-            try:
-                self._create(state, now)
-            except SessionTooLarge:
-                if not self._is_as_imported(state):
-                    raise
-                # A page that only reads must not fail: the next one imports it again, from
-                # a cookie that may have our name and is not to be deleted as a dead one.
-                self._not_imported(imported.kind, "oversized")
-                state.stale = False
-                return
-        moving.imported = None
-        moving.is_over = True
-        if state.token is not None and not ended and self._observe is not None:
-            label = self._label(state.token)
-            self._observe(events.SessionImported(imported.kind, imported.dropped, session=label))
-
-    def _is_as_imported(self, state: State) -> bool:
-        """Whether nothing happened to *state* but that it was imported."""
-        if state.moving is None or state.moving.imported is None:
-            return False
-        if state.renewed or state.force:  # as by bind(), which need not change the data
-            return False
-        return self.codec.encode(state.data) == state.moving.imported.payload
-
-    def _not_imported(self, kind: str, reason: str) -> None:
-        if self._observe is not None:
-            self._observe(events.ImportRefused(kind, reason))
 
     # -- saving -----------------------------------------------------------------------
 
@@ -456,6 +310,27 @@ class SessionManager:
         else:
             self._update(state, state.token, state.record, now)
 
+    def _take_over(self, state: State, moving: MovingIn, imported: Imported, now: float) -> None:
+        """Save a session that another framework's cookie held; then that cookie goes."""
+        ended = state.ended
+        if not state.is_empty:
+            try:
+                self._create(state, now)
+            except SessionTooLarge:
+                if not is_as_imported(state, self.codec):
+                    raise
+                # A page that only reads must not fail: the next one imports it again, from
+                # a cookie that may have our name and is not to be deleted as a dead one.
+                if self._observe is not None:
+                    self._observe(events.ImportRefused(imported.kind, "oversized"))
+                state.stale = False
+                return
+        moving.imported = None
+        moving.is_over = True
+        if state.token is not None and not ended and self._observe is not None:
+            label = self._label(state.token)
+            self._observe(events.SessionImported(imported.kind, imported.dropped, session=label))
+
     def _create(
         self,
         state: State,
@@ -465,7 +340,7 @@ class SessionManager:
     ) -> None:
         created = float(int(now)) if state.created is None else state.created
         if expires is None:
-            expires = self._expiry(state, created, now)
+            expires = self.lifetimes.expiry(state, created, now)
         record = Record(self.codec.encode(state.data), expires, created, state.principal)
         saved = self.store.create(record, now)
         self._keep(state, record, saved, now)
@@ -486,8 +361,8 @@ class SessionManager:
             or state.principal != record.principal
             or (payload != record.payload and self._differs(state, record, payload))
         )
-        expires = self._expiry(state, record.created, now)
-        if not self._due(state, record, expires, now):
+        expires = self.lifetimes.expiry(state, record.created, now)
+        if not self.lifetimes.is_due(state, record, expires, now):
             if not changed:
                 return
             expires = record.expires
@@ -504,7 +379,7 @@ class SessionManager:
                 raise
         self._emit(events.SessionEnded, token)
         state.token = state.record = None
-        state.ended = state.renewed = state.restarted = state.force = False
+        state.settle()
         state.set_cookie = self.cookie.expire()
         if state.moving is not None:
             state.moving.is_over = True
@@ -527,12 +402,7 @@ class SessionManager:
             record = record._replace(version=saved.version)
         state.record = record
         state.created = record.created
-        state.ended = state.renewed = state.restarted = state.force = state.stale = False
-
-    def _forget(self, state: State) -> None:
-        state.data.clear()
-        state.token = state.record = state.principal = state.created = None
-        state.ended = state.renewed = state.restarted = state.force = False
+        state.settle()
 
     def _absorb(self, state: State, current: Record) -> None:
         """Merge what another request saved into *state*, which then stands on it."""
@@ -571,33 +441,6 @@ class SessionManager:
             return True
         return self.codec.encode({key: state.data[key] for key in old}) != before
 
-    def _idle(self, data: Mapping[str, Any]) -> int:
-        own = data.get(LIFETIME)
-        return own if type(own) is int and own > 0 else self.lifetimes.idle
-
-    def _expiry(self, state: State, created: float, now: float) -> float:
-        """When a session that is used *now* ends, in whole seconds."""
-        if state.until is None:
-            expires = float(int(now) + self._idle(state.data))
-        else:
-            expires = state.until(now)
-        absolute = self.lifetimes.absolute
-        return expires if absolute is None else min(expires, created + absolute)
-
-    def _due(self, state: State, record: Record, expires: float, now: float) -> bool:
-        """Whether the expiry has fallen behind (or too far ahead) enough to be written."""
-        if state.restarted:
-            return True
-        if expires == record.expires:
-            return False
-        if state.until is not None:
-            return True
-        idle = self._idle(state.data)
-        step = idle * self.lifetimes.refresh
-        if expires > record.expires:
-            return now >= record.expires - idle + step
-        return record.expires - expires > step
-
     # -- telling ----------------------------------------------------------------------
 
     def _emit(self, event: type[events.SessionEvent], token: str | None) -> None:
@@ -614,7 +457,3 @@ class SessionManager:
     def _failed(self, error: StoreError) -> None:
         if self._observe is not None:
             self._observe(events.StoreFailed(f"{type(error).__name__}: {error}"))
-
-
-def _deletions(found: Iterable[Foreign]) -> tuple[str, ...]:
-    return tuple(foreign.expire for foreign in found if foreign.expire is not None)

@@ -72,10 +72,10 @@ def merge(
 
 
 def _merge_value(base: Any, mine: Any, theirs: Any, rule: MergeRule | None) -> tuple[Any, bool]:
+    if _same(theirs, base):
+        return mine, False  # itself, for it may have been handed out
     if _same(mine, base):
         return theirs, False
-    if _same(theirs, base):
-        return mine, False
     if rule is not None:
         return rule(base, mine, theirs), True  # two equal increments are two increments
     if _same(mine, theirs):

@@ -13,7 +13,8 @@ from tieredsession.contracts import Cache, Observer, SessionStore
 from tieredsession.cookies import CookieWriter
 from tieredsession.errors import ConfigurationError, MissingDependencyError
 from tieredsession.keyring import Keyring
-from tieredsession.manager import Lifetimes, SessionManager
+from tieredsession.lifetimes import Lifetimes
+from tieredsession.manager import SessionManager
 from tieredsession.observers import fan_out
 from tieredsession.options import StoreOptions
 from tieredsession.settings import COOKIE_STORE, HYBRID_STORE, Settings

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from copy import copy, deepcopy
+from collections.abc import Iterator, MutableMapping
+from copy import deepcopy
 from datetime import date, datetime, timedelta
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from tieredsession.contracts import Codec, Record
 from tieredsession.errors import HeadersSentError
-from tieredsession.merge import MergeRule, merge
+from tieredsession.state import Imported, State
 from tieredsession.tokens import encode_base64
 
 FLASH = "_flash"
@@ -30,133 +30,6 @@ MAX_FLASHES = 50
 
 # Values of these types cannot change after they were handed out.
 _FIXED = frozenset({str, int, float, bool, type(None), bytes, datetime, date})
-
-
-class Imported(NamedTuple):
-    """What a session of ours begins with that another framework's cookie held.
-
-    *payload* is all of it but the keys *dropped*, encoded. *kind* is the framework's.
-    """
-
-    kind: str
-    payload: bytes
-    dropped: tuple[str, ...]
-
-
-class MovingIn:
-    """The other frameworks' cookies that came with a request. For the manager.
-
-    *expire* are the lines that delete them. *imported* is what was read from one of them,
-    until it is saved; ``None`` if a session of ours came, too.
-    """
-
-    __slots__ = ("expire", "imported", "is_over")
-
-    def __init__(self, expire: tuple[str, ...], imported: Imported | None = None) -> None:
-        self.expire = expire
-        self.imported = imported
-        self.is_over = False
-        """The session has been saved or ended: the response has to delete those cookies."""
-
-
-class State:
-    """What is known of a session once it has been touched. For the manager.
-
-    *token* and *record* are what the store holds for this visitor, ``None`` if nothing.
-    """
-
-    __slots__ = (
-        "created",
-        "data",
-        "ended",
-        "force",
-        "keep_empty",
-        "moving",
-        "principal",
-        "pristine",
-        "record",
-        "renewed",
-        "restarted",
-        "set_cookie",
-        "stale",
-        "token",
-        "until",
-    )
-
-    def __init__(
-        self,
-        data: dict[str, Any],
-        token: str | None = None,
-        record: Record | None = None,
-        *,
-        stale: bool = False,
-    ) -> None:
-        self.data = data
-        self.token = token
-        self.record = record
-        self.principal = record.principal if record is not None else None
-        self.created = record.created if record is not None else None
-        self.stale = stale
-        """The visitor sent a cookie that stands for nothing."""
-        self.ended = False
-        """The saved session is to die; what is in ``data`` now begins another one."""
-        self.renewed = False
-        """The saved session is to go on under a new id."""
-        self.restarted = False
-        """The lifetime counts from now."""
-        self.force = False
-        """Save even if the bytes are the same."""
-        self.keep_empty = False
-        """A session without data is worth one, too."""
-        self.until: Callable[[float], float] | None = None
-        """A front end's own rule: when a session that is saved at that time ends, to the second."""
-        self.pristine = False
-        """``data`` is what the record holds: nobody could change it, so nobody has to look."""
-        self.set_cookie: str | None = None
-        """What the response has to set, of all that was saved so far."""
-        self.moving: MovingIn | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing worth a session: no data, and nobody's name."""
-        return not self.data and self.principal is None and not self.keep_empty
-
-
-class Fork:
-    """A copy of a state, for another thread to save while the state may go on changing.
-
-    Args:
-        state: what the request goes on with.
-        data: a deep copy of its data.
-        rules: for what both sides change.
-    """
-
-    def __init__(self, state: State, data: dict[str, Any], rules: Mapping[str, MergeRule]) -> None:
-        self._state = state
-        self._before = copy(state)
-        self._before.data = data
-        self._rules = rules
-        self.copy = copy(state)
-        self.copy.data = dict(data)
-
-    def join(self) -> None:
-        """Let the state know what became of the copy. What it changed meanwhile is unsaved."""
-        state, before, after = self._state, self._before, self.copy
-        renamed = before.principal is not None and state.principal != before.principal
-        # Nothing of a session that was left comes into the one that follows it.
-        left = renamed or (state.ended and not before.ended)
-        if after.data != before.data and not left:
-            merged, _ = merge(before.data, state.data, after.data, self._rules)
-            state.data.clear()
-            state.data.update(merged)
-        for name in ("principal", "created"):
-            if getattr(state, name) == getattr(before, name):
-                setattr(state, name, getattr(after, name))
-        for name in ("ended", "renewed", "restarted", "force"):
-            came = getattr(state, name) and not getattr(before, name)
-            setattr(state, name, getattr(after, name) or came)
-        state.token, state.record = after.token, after.record
-        state.set_cookie, state.stale = after.set_cookie, after.stale
 
 
 class SessionIO(Protocol):
@@ -192,8 +65,9 @@ class Session(MutableMapping[str, Any]):
     def __init__(self, io: SessionIO, cookie_header: str | None) -> None:
         self._io = io
         self._header = cookie_header
+        # Front ends look at these two: an untouched session costs them not even a call.
         self._status: int | None = None  # of the response, once its headers have left
-        self._state: State | None = None
+        self._state: State | None = None  # once it was touched
 
     # -- the dict ---------------------------------------------------------------------
 
@@ -387,15 +261,11 @@ class Session(MutableMapping[str, Any]):
         origin: Record | Imported | None = record
         if origin is None and state.moving is not None:
             origin = state.moving.imported
-        fresh = State(
-            {} if origin is None else self._io.codec.decode(origin.payload),
-            state.token,
-            record,
-            stale=state.stale,
-        )
-        fresh.set_cookie = state.set_cookie
-        fresh.moving = state.moving
-        self._state = fresh
+        state.data = {} if origin is None else self._io.codec.decode(origin.payload)
+        state.principal = None if record is None else record.principal
+        state.created = None if record is None else record.created
+        state.pristine = False
+        state.settle()
 
     def save(self) -> None:
         """Save now instead of with the response, as before a redirect to another server.
@@ -473,8 +343,12 @@ class Session(MutableMapping[str, Any]):
         return (self._state or self._touch()).token
 
     def _touch(self) -> State:
-        state = self._state = self._io.load(self._header)
+        return self._take(self._io.load(self._header))
+
+    def _take(self, state: State) -> State:
+        """Go by *state*, as it was loaded. All that happens to its data is seen from here on."""
         state.pristine = state.record is not None
+        self._state = state
         return state
 
     def _changeable(self, *, needs_cookie: bool = False) -> State:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
 from tieredsession.errors import StoreUnavailable
-from tieredsession.frontend import UNAVAILABLE, UNAVAILABLE_HEADERS, PlainHTTPWatch
+from tieredsession.frontend import UNAVAILABLE, PlainHTTPWatch, unavailable_headers
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
 from tieredsession.session import Session
@@ -90,7 +90,7 @@ class SessionMiddleware:
         except StoreUnavailable:
             if session.headers_sent:
                 raise
-            return _unavailable(start_response)
+            return _unavailable(manager, session, start_response)
         if session._status is not None and (type(body) is list or is_finished(body, environ)):
             if session._state is not None:
                 self._finish(session, body)
@@ -156,7 +156,7 @@ class _Body:
         except StoreUnavailable:
             if self._session.headers_sent:
                 raise
-            yield from _unavailable(self._start_response)
+            yield from _unavailable(self._manager, self._session, self._start_response)
 
     def close(self) -> None:
         try:
@@ -179,6 +179,9 @@ def is_finished(body: Iterable[bytes], environ: WSGIEnvironment) -> bool:
     return isinstance(wrapper, type) and isinstance(body, wrapper)
 
 
-def _unavailable(start_response: StartResponse) -> Iterable[bytes]:
-    start_response("503 Service Unavailable", list(UNAVAILABLE_HEADERS))
+def _unavailable(
+    manager: SessionManager, session: Session, start_response: StartResponse
+) -> Iterable[bytes]:
+    headers = unavailable_headers(manager.close(session, 503))
+    start_response("503 Service Unavailable", headers)
     return [UNAVAILABLE]

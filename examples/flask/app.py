@@ -4,10 +4,10 @@
 
     pip install "tieredsession[flask]" gunicorn
     export SECRET_KEY=$(python3 -c "import secrets; print(secrets.token_hex(32))")
-    gunicorn --chdir examples/flask app:app
+    export SESSION_COOKIE_SECURE=false
+    gunicorn --pythonpath examples/flask app:app
 
-The cookie is Secure. Chrome and Firefox take it from http://localhost:8000/ all the same; for
-Safari and curl, ``TieredSession(app, SESSION_COOKIE_SECURE=False)`` sends one that is not.
+Without the third line the cookie is Secure, as it has to be anywhere but on one's own machine.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ app.config.update(
     SECRET_KEY=os.environ["SECRET_KEY"],
     SESSION_STORE="tieredsession.stores.SQLiteSessionStore",
     SESSION_STORE_URL=os.environ.get("SESSION_STORE_URL", "sqlite:///sessions.sqlite3"),
+    SESSION_COOKIE_SECURE=os.environ.get("SESSION_COOKIE_SECURE", "true"),
 )
 TieredSession(app)
 

@@ -40,6 +40,7 @@ from tieredsession.adapters.asgi import (
     all_but,
     session_of,
 )
+from tieredsession.merge import counter
 from tieredsession.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -802,6 +803,25 @@ def test_what_is_known_after_a_save(
 
 
 @pytest.mark.server_stores
+@pytest.mark.parametrize(
+    "view",
+    [App(lambda session: session["a"]), App(in_thread(lambda session: session["a"]))],
+    ids=["async", "sync"],
+)
+def test_a_look_at_what_cannot_change(
+    make_site: MakeSite, server: Server, monkeypatch: pytest.MonkeyPatch, view: App
+) -> None:
+    """A page that reads text and numbers alone encodes nothing, for there is nothing to compare."""
+    site = make_site()
+    browser = site.browser(a=1)
+    middleware = wrap(site, view)
+    encoded: list[Any] = []
+    monkeypatch.setattr(middleware.manager.codec, "encode", encoded.append)
+    assert server.visit(middleware, browser).status == 200
+    assert encoded == []
+
+
+@pytest.mark.server_stores
 def test_a_store_that_never_waits(make_site: MakeSite, server: Server) -> None:
     """A store that says that it never waits is called where it is needed, in no thread."""
     site = make_site()
@@ -870,6 +890,239 @@ def test_objects_stay_the_session_s_own(make_site: MakeSite, server: Server) -> 
     browser = site.browser(a=1)
     server.visit(wrap(site, App(before)), browser)
     assert stored(site, browser) == {"a": 1, "items": [1, 2]}
+
+
+@pytest.mark.server_stores
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("create", put(b=2)),
+        ("update", put(b=2)),
+        ("delete", each(lambda session: session.renew(), put(b=2))),
+    ],
+    ids=["new", "change", "renew"],
+)
+def test_a_save_that_is_killed_and_made_again(
+    make_site: MakeSite, method: str, change: Step
+) -> None:
+    """A request whose save asyncio kills, as by a time-out, goes on and saves each change once."""
+    site = make_site(SESSION_MERGE_RULES={"b": counter})
+    slow = Slow(site.store, method)
+    browser = site.browser() if method == "create" else site.browser(a=1)
+    expected = {"b": 2, **stored(site, browser)}
+
+    async def before(session: Session) -> None:
+        await each(change)(session)
+        task = asyncio.ensure_future(save(session))
+        while not slow.waiting.is_set():
+            await asyncio.sleep(0)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        slow.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not session.modified
+
+    Server("asyncio").visit(wrap(site, App(before), slow), browser)
+    assert stored(site, browser) == expected
+    assert site.rows == 1
+    assert "SessionGone" not in site.events.names
+
+
+@pytest.mark.server_stores
+def test_a_save_that_is_killed_while_it_waits_for_a_thread(make_site: MakeSite) -> None:
+    """A save that asyncio kills before it has begun is not made, and the change is still there."""
+    site = make_site()
+    browser = site.browser(a=1)
+    seen = []
+
+    async def before(session: Session) -> None:
+        session["b"] = 2
+        await occupy_all_threads()
+        task = asyncio.ensure_future(save(session))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        seen.append((session.modified, site.calls.count("update")))
+        to_thread.current_default_thread_limiter().total_tokens = 2
+
+    Server("asyncio").visit(wrap(site, App(before)), browser)
+    assert seen == [(True, 0)]
+    assert stored(site, browser) == {"a": 1, "b": 2}
+
+
+@pytest.mark.server_stores
+def test_a_session_that_ends_during_a_save_takes_everything_along(
+    make_site: MakeSite, server: Server
+) -> None:
+    """What was changed while the save of a dead session was on its way does not revive its data."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(user={"name": "ann"})
+    old = browser.copy()
+
+    async def before(session: Session) -> None:
+        session["a"] = 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            other = site.open(old)
+            other.destroy()
+            site.manager.close(other)
+            session["user"]["seen"] = True
+            slow.go_on.set()
+        assert dict(session) == {}
+
+    answer = server.visit(wrap(site, App(before), slow), browser)
+    assert answer.cookies == []
+    assert site.rows == 0
+
+
+@pytest.mark.server_stores
+def test_a_new_session_after_a_logout_during_a_save(make_site: MakeSite, server: Server) -> None:
+    """Who destroys a session while it is saved can begin another, even if it was dead already."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(user="ann")
+    old = browser.copy()
+
+    async def before(session: Session) -> None:
+        session["a"] = 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            other = site.open(old)
+            other.destroy()
+            site.manager.close(other)
+            session.destroy()
+            session["b"] = 2
+            slow.go_on.set()
+
+    server.visit(wrap(site, App(before), slow), browser)
+    assert stored(site, browser) == {"b": 2}
+
+
+@pytest.mark.server_stores
+def test_a_revert_during_a_save(make_site: MakeSite, server: Server) -> None:
+    """A session that is reverted while it is saved under a new id keeps that id."""
+    site = make_site()
+    slow = Slow(site.store, "create")
+    browser = site.browser(a=1)
+
+    async def before(session: Session) -> None:
+        session.renew()
+        session["b"] = 2
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            session.revert()
+            slow.go_on.set()
+
+    server.visit(wrap(site, App(before), slow), browser)
+    assert stored(site, browser) == {"a": 1}
+    assert site.rows == 1
+
+
+@pytest.mark.server_stores
+def test_a_value_of_another_type_that_came_during_a_save(
+    make_site: MakeSite, server: Server
+) -> None:
+    """What another request saved first is kept, also if it is equal to ours in Python's eyes."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(a=1)
+    header = site.header(browser.cookie)
+
+    async def before(session: Session) -> None:
+        session["b"] = 2
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            other = site.manager.open(header)
+            other["a"] = True
+            site.manager.close(other)
+            slow.go_on.set()
+
+    server.visit(wrap(site, App(before), slow), browser)
+    assert stored(site, browser)["a"] is True
+
+
+@pytest.mark.server_stores
+def test_an_object_of_the_session_after_a_merge(make_site: MakeSite, server: Server) -> None:
+    """A list that was taken out of the session still belongs to it when its save was merged."""
+    site = make_site()
+    browser = site.browser(items=[1])
+    header = site.header(browser.cookie)
+
+    async def before(session: Session) -> None:
+        items = session["items"]
+        session["a"] = 1
+        other = site.manager.open(header)
+        other["b"] = 2
+        site.manager.close(other)
+        await session.save()
+        items.append(2)
+
+    server.visit(wrap(site, App(before)), browser)
+    assert stored(site, browser) == {"a": 1, "b": 2, "items": [1, 2]}
+
+
+@pytest.mark.server_stores
+def test_a_new_id_that_comes_too_late(make_site: MakeSite, server: Server) -> None:
+    """Who asks for a new id while the response is saved is told, and nobody loses a session."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(a=1)
+    app = wrap(site, App(put(b=2)), slow)
+    scope = make_scope(site.header(browser.cookie))
+
+    async def request() -> None:
+        with pytest.raises(HeadersSentError):
+            await app(scope, receive, Answer().send)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(request)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            scope["session"].renew()
+            slow.go_on.set()
+
+    server.run(main)
+    assert stored(site, browser) == {"a": 1, "b": 2}
+
+
+@pytest.mark.server_stores
+def test_another_session_that_comes_too_late(make_site: MakeSite, server: Server) -> None:
+    """Who logs out and begins anew while the response is saved is logged out, and leaves no row."""
+    site = make_site()
+    slow = Slow(site.store, "update")
+    browser = site.browser(a=1)
+    app = wrap(site, App(put(b=2)), slow)
+    scope = make_scope(site.header(browser.cookie))
+
+    async def request() -> None:
+        with pytest.raises(HeadersSentError):
+            await app(scope, receive, Answer().send)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(request)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            scope["session"].destroy()
+            scope["session"]["c"] = 3
+            slow.go_on.set()
+
+    server.run(main)
+    assert site.rows == 0
 
 
 def test_what_cannot_be_kept(make_site: MakeSite, server: Server) -> None:
@@ -1002,14 +1255,13 @@ def test_a_task_that_is_killed_during_its_save(make_site: MakeSite) -> None:
         while not slow.waiting.is_set():
             await asyncio.sleep(0)
         task.cancel()
+        await asyncio.sleep(0)
+        slow.go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert answer.messages == []
-        slow.go_on.set()
-        while "SessionSaved" not in site.events.names:
-            await asyncio.sleep(0)
 
     asyncio.run(main())
+    assert answer.messages == []
     assert stored(site, browser) == {"a": 1, "b": 2}
 
 
@@ -1087,6 +1339,29 @@ def test_a_store_that_does_not_answer(
     assert stored(site, browser) == {"a": 1}
 
 
+@pytest.mark.parametrize("kind_of_scope", ["http", "websocket"])
+def test_a_503_after_a_save(make_site: MakeSite, server: Server, kind_of_scope: str) -> None:
+    """What was saved before the store failed has its cookie beside the 503."""
+    site = make_site()
+    browser = site.browser(a=1)
+    app = App(
+        each(
+            lambda session: session.renew(),
+            save,
+            put(b=2),
+            lambda session: site.chaos.fail("update"),
+            save,
+        )
+    )
+    scope: dict[str, Any] = {"kind": kind_of_scope, "extensions": {"websocket.http.response": {}}}
+    answer = server.get(wrap(site, app), site.header(browser.cookie), **scope)
+    assert answer.status == 503
+    (line,) = answer.cookies
+    browser.cookie = line.partition("=")[2]
+    assert stored(site, browser) == {"a": 1}
+    assert (b"cache-control", b"no-store") in answer.headers
+
+
 @pytest.mark.parametrize(("method", "known"), [("update", True), ("create", False)])
 def test_a_session_that_cannot_be_saved(
     make_site: MakeSite, server: Server, method: str, known: bool
@@ -1158,6 +1433,25 @@ def test_a_save_that_fails_keeps_the_changes(make_site: MakeSite, server: Server
 
     server.visit(wrap(site, App(before)), browser)
     assert stored(site, browser) == {"a": 1, "b": 2}
+
+
+@pytest.mark.server_stores
+def test_a_save_that_fails_keeps_what_was_asked_for(make_site: MakeSite, server: Server) -> None:
+    """A new id that was asked for is made by the next save, if this one cannot do it."""
+    site = make_site()
+    browser = site.browser(a=1)
+    old = browser.cookie
+
+    async def before(session: Session) -> None:
+        session.renew()
+        site.chaos.fail("delete")
+        with pytest.raises(StoreUnavailable):
+            await session.save()
+
+    server.visit(wrap(site, App(before)), browser)
+    assert browser.cookie != old
+    assert stored(site, browser) == {"a": 1}
+    assert dict(site.manager.open(site.header(old))) == {}
 
 
 def test_a_broken_store_is_no_503(make_site: MakeSite, server: Server) -> None:
@@ -1396,6 +1690,14 @@ def test_a_websocket_while_the_store_is_down(
 
 
 # -- what it is -----------------------------------------------------------------------
+
+
+def test_a_websocket_at_the_url_of_the_purge(make_site: MakeSite, server: Server) -> None:
+    """A websocket at the path of the purge is the application's own."""
+    site = make_site()
+    path = site.settings.session_purge_url
+    answer = server.get(wrap(site, Socket()), kind="websocket", path=path)
+    assert answer.of("websocket.accept")
 
 
 @dataclass

@@ -21,19 +21,21 @@ import pytest
 from adapters.django_site import AGE, COOKIE, SECRET, STORES, Browser, Site, running
 from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
+from django.core import signing
 from django.core.management import CommandError, call_command
 from django.http import HttpRequest
-from django.test import override_settings
+from django.test import RequestFactory, override_settings
 from django.utils.safestring import mark_safe
 
 from tieredsession import SessionTooLarge, StoreUnavailable
-from tieredsession.adapters.django import SessionStore, get_manager, use_manager
+from tieredsession.adapters.django import SessionStore, get_manager, purge_view, use_manager
 from tieredsession.errors import UnstorableError
 from tieredsession.events import SessionMerged
 from tieredsession.keyring import Keyring
 from tieredsession.merge import counter
 from tieredsession.options import StoreOptions
 from tieredsession.stores import MemorySessionStore
+from tieredsession.testing import FakeClock
 
 CORRUPTED = ("django.security.SuspiciousSession", logging.WARNING, "Session data corrupted")
 
@@ -300,6 +302,33 @@ def test_a_key_that_came_in_by_the_back_door(site: Site) -> None:
     with pytest.raises(TypeError, match="1 is a int"):
         session.save()
     assert browser.data() == {"a": 1}
+
+
+# -- moving in ------------------------------------------------------------------------
+
+
+class Signer(signing.TimestampSigner):  # type: ignore[misc]
+    """Django's own, at the time of the tests."""
+
+    def timestamp(self) -> str:
+        return str(signing.b62_encode(int(FakeClock().now)))
+
+
+@one_of_each
+def test_a_session_of_django_s_signed_cookies(make_site: MakeSite) -> None:
+    """A session in a cookie of Django's own goes on, and becomes ours when it changes."""
+    make_site(SESSION_IMPORT_FROM={"kind": "django"})
+    salt = "django.contrib.sessions.backends.signed_cookies"
+    theirs = Signer(key=SECRET, salt=salt, fallback_keys=[])
+    old = theirs.sign_object({"a": 1}, serializer=signing.JSONSerializer)
+    browser = Browser(old)
+    assert browser.data() == {"a": 1}
+    assert browser.cookie == old
+    browser.put(b=2)
+    assert browser.cookie != old
+    assert browser.data() == {"a": 1, "b": 2}
+    browser.visit(flush)
+    assert browser.data() == {}
 
 
 # -- the engine's methods -------------------------------------------------------------
@@ -883,3 +912,15 @@ def test_one_manager_for_all_threads(make_site: MakeSite) -> None:
         one, other = pool.map(lambda _: get_manager(), range(2))
     assert isinstance(one.store, Meeting)
     assert one is other
+
+
+@server_stores
+def test_who_is_told_of_a_purge(make_site: MakeSite) -> None:
+    """The manager's observers hear of a purge, by command or page, and of who may not call it."""
+    site = make_site(SESSION_PURGE_TOKEN=SECRET)
+    request = RequestFactory().get("/", headers={"Authorization": f"Bearer {SECRET}"})
+    call_command("clearsessions")
+    assert purge_view(request).status_code == 200
+    assert purge_view(RequestFactory().get("/")).status_code == 403
+    names = site.event_names
+    assert (names.count("Purged"), names[-1]) == (2, "PurgeRefused")

@@ -354,6 +354,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"SESSION_REFRESH": 0.5},
         "SESSION_REFRESH has no effect: with Django, an expiry is counted from the last change",
     ),
+    "an import that Django does not show": (
+        {"SESSION_IMPORT_FROM": {"kind": "flask"}},
+        "SESSION_IMPORT_FROM: Django shows the cookie 'sessionid' alone, and this is 'session'",
+    ),
     "a flag that Django does not write": (
         {"SESSION_COOKIE_PARTITIONED": True},
         "SESSION_COOKIE_PARTITIONED has no effect: Django's SessionMiddleware writes the cookie",

@@ -32,7 +32,7 @@ from tieredsession import (
     StoreUnavailable,
     UnstorableError,
 )
-from tieredsession.adapters.flask import TieredSession
+from tieredsession.adapters.flask import TieredSession, session
 from tieredsession.contracts import SessionStore
 from tieredsession.events import Event, SessionMerged
 from tieredsession.registry import open_store
@@ -719,6 +719,22 @@ def test_an_outage_after_the_view(site: Site) -> None:
         assert is_unavailable(browser.visit(view))
         site.chaos.up()
         assert browser.data() == before
+
+
+def test_an_outage_after_a_save(browser: Browser) -> None:
+    """What was saved before the store failed has its cookie beside the 503."""
+
+    def view() -> None:
+        session.renew()
+        session.save()
+        flask.session["a"] = 2
+        browser.site.chaos.fail("update")
+
+    browser.visit(put(a=1))
+    response = browser.visit(view)
+    assert response.status_code == 503
+    assert response.headers["Cache-Control"] == "no-store"
+    assert browser.data() == {"a": 1}
 
 
 def test_a_session_transaction_that_fails(browser: Browser) -> None:

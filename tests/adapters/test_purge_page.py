@@ -25,6 +25,7 @@ from tieredsession.adapters.django import make_manager, purge_view, use_manager
 from tieredsession.adapters.flask import TieredSession
 from tieredsession.cron import PurgeView
 from tieredsession.events import Event, Purged, PurgeRefused
+from tieredsession.testing import FakeClock
 
 SECRET = "a long enough text, for tests alone: 0123456789"
 TOKEN = "another long enough text, for the tests of the purge"
@@ -251,3 +252,20 @@ def test_another_path(make: Callable[..., Call]) -> None:
 def test_no_path(make: Callable[..., Call]) -> None:
     """With an empty path there is no page."""
     assert make(SESSION_PURGE_URL="")(TOKEN).status in (401, 404)
+
+
+def test_the_time_of_the_purge(clock: FakeClock) -> None:
+    """The purge of a Flask application goes by the clock that the application was given."""
+    app = flask.Flask("purge")
+    app.config.update(SETTINGS)
+    TieredSession(app, clock=clock)
+    client = app.test_client()
+
+    @app.route("/")
+    def visit() -> str:
+        flask.session["a"] = 1
+        return "page"
+
+    client.get("/")
+    clock.advance(100 * 24 * 3600)
+    assert _over_wsgi(app)(TOKEN).json["deleted"] == 1

@@ -761,6 +761,23 @@ def test_a_save_in_the_view_that_fails(pages: Pages) -> None:
 
 
 @pytest.mark.one_of_each
+def test_a_503_after_a_save(pages: Pages) -> None:
+    """What was saved before the store failed has its cookie beside the 503."""
+    visitor = pages.visitor(a=1)
+
+    def view(request: Any) -> None:
+        request.session.renew()
+        request.session.save()
+        request.session["a"] = 2
+        pages.site.chaos.fail("update")
+
+    response = visitor.visit(view)
+    assert response.status_code == 503
+    assert response.headers["Cache-Control"] == "no-store"
+    assert visitor.data() == {"a": 1}
+
+
+@pytest.mark.one_of_each
 @pytest.mark.parametrize("call", ["load", "update"])
 def test_an_exception_view_of_ones_own(site: Site, call: str) -> None:
     """An exception view for StoreUnavailable answers both reading and saving, and may use flash."""

@@ -146,6 +146,13 @@ def test_an_entry_dies_with_its_session(process: Process, tiers: Tiers) -> None:
     assert VALUE_TTL * 0.9 <= ends[1] <= VALUE_TTL
 
 
+def test_entries_of_one_moment_end_apart(process: Process, tiers: Tiers) -> None:
+    """What was cached at the same moment is not looked up again all at once."""
+    for _ in range(20):
+        process.store.create(RECORD, NOW)
+    assert len({expires for _, expires in tiers.memory._slots.values()}) > 10
+
+
 def test_a_value_too_large_for_the_cache(process: Process, tiers: Tiers) -> None:
     """What the cache cannot take is kept in the durable store, and the old entry goes."""
     saved = process.store.create(RECORD, NOW)
@@ -226,6 +233,16 @@ def test_a_logout_during_an_outage_is_final(process: Process, tiers: Tiers) -> N
     tiers.clock.advance(60)
     for _ in range(3):
         assert process.payload(saved.token) is None
+
+
+def test_a_new_session_that_may_reach_the_cache_late(tiers: Tiers) -> None:
+    """A new session's entry that timed out, and may overtake later ones, is marked first of all."""
+    process = tiers.process(CacheTimeout)
+    process.to_cache.fail("set")
+    saved = process.store.create(RECORD, NOW)
+    tiers.clock.advance(60)
+    assert process.payload(saved.token) == b"one"
+    assert [value[:1] for value in tiers.cached] == [b"L"]
 
 
 def test_everything_missed_is_made_good_first(process: Process, tiers: Tiers) -> None:

@@ -59,7 +59,9 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from functools import wraps
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from functools import partial, wraps
 from threading import Lock, get_ident
 from types import EllipsisType
 from typing import Any, Literal, Protocol, TypeVar, cast
@@ -82,10 +84,11 @@ from tieredsession.errors import (
     StoreError,
     StoreUnavailable,
 )
-from tieredsession.frontend import UNAVAILABLE, UNAVAILABLE_HEADERS, PlainHTTPWatch
+from tieredsession.frontend import UNAVAILABLE, PlainHTTPWatch, unavailable_headers
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
 from tieredsession.settings import Settings
+from tieredsession.state import State
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -114,7 +117,7 @@ class Session(_core.Session):
         self._manager = manager
         self._loop = get_ident()  # the thread of the event loop
         self._lock = Lock()  # threads that touch it at once load it once
-        self._ahead: _core.State | None = None  # loaded, and not touched yet
+        self._ahead: State | None = None  # loaded, and not touched yet
         self._failure: StoreError | None = None  # why it could not be loaded ahead
         self._saving: anyio.Lock | None = None
 
@@ -157,7 +160,7 @@ class Session(_core.Session):
 
     # -- inside -----------------------------------------------------------------------
 
-    def _touch(self) -> _core.State:
+    def _touch(self) -> State:
         manager = self._manager
         if (
             manager.blocking
@@ -170,11 +173,7 @@ class Session(_core.Session):
                 "first  await request.session.load()"
             )
         with self._lock:
-            if self._state is None:
-                state = self._state = self._ahead or manager.load(self._header)
-                # Where a save has no thread of its own, as for any session of the core.
-                state.pristine = not manager.blocking and state.record is not None
-            return self._state
+            return self._state or self._take(self._ahead or manager.load(self._header))
 
     def _load(self) -> None:
         with self._lock:
@@ -206,9 +205,33 @@ class Session(_core.Session):
             async with self._saving:
                 fork = manager.fork(state)
                 try:
-                    await to_thread.run_sync(save, fork.copy)
+                    await _run_to_its_end(partial(save, fork.copy))
                 finally:
                     fork.join()
+
+
+async def _run_to_its_end(work: Callable[[], None]) -> None:
+    """Run *work* in a worker thread. Once that has begun, nothing ends the wait for it.
+
+    A scope of anyio's that is cancelled does not, and a task that asyncio cancels does so
+    only in here: what the thread is at work on belongs to nobody else until it is done.
+    """
+    turn: Future[None] = Future()
+
+    def run() -> None:
+        if turn.set_running_or_notify_cancel():
+            try:
+                work()
+            finally:
+                turn.set_result(None)
+
+    try:
+        await to_thread.run_sync(run)
+    except anyio.get_cancelled_exc_class():
+        while not (turn.cancel() or turn.done()):
+            with suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
+                await to_thread.run_sync(wait, [turn])
+        raise
 
 
 class _Done:
@@ -411,7 +434,7 @@ class SessionMiddleware:
             unavailable = isinstance(cause, StoreUnavailable)
             if session.headers_sent or not unavailable:
                 raise
-            await _answer_unavailable(scope, send)
+            await _answer_unavailable(session, scope, send)
 
 
 def _add(overrides: dict[str, Any], keyword: str, name: str, value: object) -> None:
@@ -476,13 +499,13 @@ async def _answer_purge(view: PurgeView, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _answer_unavailable(scope: Scope, send: Send) -> None:
+async def _answer_unavailable(session: Session, scope: Scope, send: Send) -> None:
     prefix = ""
     if scope["type"] == "websocket":
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": 1013})  # try again later
             return
         prefix = "websocket."
-    headers = _encode(UNAVAILABLE_HEADERS)
+    headers = _encode(unavailable_headers(session.manager.close(session, 503)))
     await send({"type": f"{prefix}http.response.start", "status": 503, "headers": headers})
     await send({"type": f"{prefix}http.response.body", "body": UNAVAILABLE})

@@ -33,6 +33,8 @@ differs, and why:
 - A session belongs to the user whom auth put into it, so ``SESSION_PRINCIPALS`` can list and end
   a user's sessions, ``HybridSessionStore`` moves to the server at login, and
   ``SESSION_ABSOLUTE_AGE`` counts from the login.
+- An engine is shown one cookie, the site's own, so ``SESSION_IMPORT_FROM`` takes over what stands
+  there, as Django's ``signed_cookies`` do under their usual name, with the first change.
 - The secrets are Django's, if they are worth 32 random bytes: a ``django-insecure-`` key is for
   ``DEBUG`` alone, and a weak one among the fallbacks opens nothing here.
 """
@@ -73,8 +75,9 @@ from tieredsession.keyring import check_secret
 from tieredsession.manager import SessionManager
 from tieredsession.purge import NothingToSweep, purge
 from tieredsession.registry import open_manager, open_store
-from tieredsession.session import MAX_LIFETIME, State
+from tieredsession.session import MAX_LIFETIME
 from tieredsession.settings import Settings
+from tieredsession.state import State
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
@@ -179,7 +182,14 @@ def _read_settings() -> Settings:
     given["SECRET_KEY_FALLBACKS"] = [
         secret for secret in map(_secret, settings.SECRET_KEY_FALLBACKS) if _is_strong(secret)
     ]
-    return Settings(given)
+    read = Settings(given)
+    for source in read.session_import_from:
+        if source.cookie != read.session_cookie_name:
+            raise ConfigurationError(
+                f"SESSION_IMPORT_FROM: Django shows the cookie {read.session_cookie_name!r} alone, "
+                f"and this is {source.cookie!r}: give both one name"
+            )
+    return read
 
 
 def _secret(secret: Any) -> Any:
@@ -382,7 +392,7 @@ class SessionStore(SessionBase):  # type: ignore[misc]
                 manager.store,
                 budget=inf,
                 grace=grace,
-                observers=_observers(manager),
+                observers=manager.observers,
                 clock=manager.clock,
             )
         except NothingToSweep as nothing:
@@ -460,14 +470,10 @@ def _get_cron(manager: SessionManager) -> PurgeView:
     kept = _cron
     if kept is None or kept[0] is not manager:
         view = PurgeView(
-            manager.store, _read_settings(), observers=_observers(manager), clock=manager.clock
+            manager.store, _read_settings(), observers=manager.observers, clock=manager.clock
         )
         kept = _cron = (manager, view)
     return kept[1]
-
-
-def _observers(manager: SessionManager) -> list[Observer]:
-    return [] if manager._observe is None else [manager._observe]
 
 
 def purge_view(request: HttpRequest) -> HttpResponse:

@@ -120,16 +120,16 @@ class TieredSession:
         **overrides: Any,
     ) -> None:
         self._overrides = overrides
-        self._observers = tuple(observers)
+        observers = tuple(observers)
         self._open = partial(
-            open_manager, store=store, observers=self._observers, clock=clock, own_types=[_MARKUP]
+            open_manager, store=store, observers=observers, clock=clock, own_types=[_MARKUP]
         )
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: flask.Flask) -> None:
         """Give *app* its sessions. One object may serve several applications."""
-        interface = TieredSessionInterface(app, self._open, self._overrides, self._observers)
+        interface = TieredSessionInterface(app, self._open, self._overrides)
         app.session_interface = interface
         app.wsgi_app = _Purge(app.wsgi_app, interface)  # type: ignore[method-assign]
         app.handle_exception = _Outages(app)  # type: ignore[assignment, method-assign]
@@ -159,6 +159,11 @@ class FlaskSession(Session, SessionMixin):  # type: ignore[override]  # "new" is
         if self.persistent is not bool(value):
             self.persistent = value
 
+    def restart_if_changed(self) -> None:
+        """Let the lifetime count from now if there is anything to save."""
+        if self._state is not None and self.modified:
+            self._state.restarted = True
+
     def __setitem__(self, key: str, value: Any) -> None:
         if key == _LOGIN and self.get(key) != value:
             self.renew(restart=True)
@@ -176,7 +181,6 @@ class TieredSessionInterface(SessionInterface):
         app: the application whose configuration holds the settings.
         open_manager: makes the manager of its settings.
         overrides: settings that go before those of ``app.config``.
-        observers: are told of the purge.
     """
 
     def __init__(
@@ -184,13 +188,11 @@ class TieredSessionInterface(SessionInterface):
         app: flask.Flask,
         open_manager: Callable[[Settings], SessionManager],
         overrides: dict[str, Any],
-        observers: Iterable[Observer] = (),
     ) -> None:
         self.purge_url: str | None = None
         self.purge: PurgeView | None = None
         self._open_manager = open_manager
         self._overrides = overrides
-        self._observers = observers
         self._lock = Lock()
         self._unset = {name: flask.Flask.default_config[name] for name in _STRICTER}
         self._given: dict[str, Any] = {}
@@ -222,25 +224,23 @@ class TieredSessionInterface(SessionInterface):
         self, app: flask.Flask, session: SessionMixin, response: flask.Response
     ) -> None:
         """Save what changed, and give the response its headers."""
-        assert isinstance(session, FlaskSession)  # noqa: S101 - as open_session made it
-        manager, state, status = session._io, session._state, response.status_code
-        assert isinstance(manager, SessionManager)  # noqa: S101
-        if state is None:
-            session._status = status  # as manager.close would do
-            if session.accessed:
-                response.vary.add("Cookie")
-        else:
-            if self._on_change_alone and status < 500 and session.modified:
-                state.restarted = True
-            try:
-                reply = manager.close(session, status)
-            except BaseException:
-                response.close()  # for it will not be sent
-                raise
-            assert reply is not None  # noqa: S101 - the session was touched
+        manager, status = self._manager, response.status_code
+        # As open_session made them.
+        assert isinstance(session, FlaskSession)  # noqa: S101
+        assert manager is not None  # noqa: S101
+        if self._on_change_alone and status < 500:
+            session.restart_if_changed()
+        try:
+            reply = manager.close(session, status)
+        except BaseException:
+            response.close()  # for it will not be sent
+            raise
+        if reply is not None:
             headers = list(response.headers)
             add_headers(headers, reply)
             response.headers[:] = headers
+        elif session.accessed:
+            response.vary.add("Cookie")
         response.call_on_close(partial(manager.finish, session))
 
     # -- the configuration ------------------------------------------------------------
@@ -288,7 +288,7 @@ class TieredSessionInterface(SessionInterface):
                 manager.lifetimes = replace(manager.lifetimes, refresh=1.0)
             self.purge_url = settings.session_purge_url
             self.purge = PurgeView(
-                manager.store, settings, observers=self._observers, clock=manager.clock
+                manager.store, settings, observers=manager.observers, clock=manager.clock
             )
         else:
             app.extensions.pop("tieredsession", None)

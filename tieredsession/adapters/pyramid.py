@@ -75,8 +75,9 @@ from tieredsession.errors import ConfigurationError, HeadersSentError, StoreUnav
 from tieredsession.frontend import PlainHTTPWatch
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
-from tieredsession.session import CSRF, Session, State
+from tieredsession.session import CSRF, Session
 from tieredsession.settings import SETTINGS, Settings
+from tieredsession.state import State
 from tieredsession.wsgi import is_finished
 
 INI_NAMES = {
@@ -195,8 +196,9 @@ class PyramidSession(Session):
         except StoreUnavailable as error:
             # What a callback raises goes past the exception views, to the server.
             _replace(response, _unavailable(request, error), request.environ)
-            self._status = 503
-            return
+            reply = self._manager.close(self, 503)
+            if reply is not None and not reply.set_cookies:
+                return  # it shows nothing of the session
         if reply is not None:
             add_headers(response.headerlist, reply)
         body = response.app_iter

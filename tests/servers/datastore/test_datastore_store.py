@@ -24,7 +24,8 @@ from tieredsession.errors import (
 )
 from tieredsession.events import Event, TokenRefused
 from tieredsession.keyring import Keyring
-from tieredsession.manager import Lifetimes, SessionManager
+from tieredsession.lifetimes import Lifetimes
+from tieredsession.manager import SessionManager
 from tieredsession.options import StoreOptions
 from tieredsession.stores import datastore, datastore_rpc
 from tieredsession.stores.datastore import (

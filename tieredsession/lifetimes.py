@@ -1,0 +1,57 @@
+"""How long sessions live, and when that is to be written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tieredsession.contracts import Record
+from tieredsession.session import LIFETIME
+from tieredsession.state import State
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """How long sessions live. Seconds.
+
+    Args:
+        idle: from the last use, give or take *refresh*.
+        absolute: from the creation, whatever the use; ``None`` for no limit.
+        refresh: the share of *idle* that has to pass before a use is written down: with
+            0.25 an unused session ends between 75 % and 100 % of *idle*.
+        persistent: whether cookies outlive the browser.
+    """
+
+    idle: int = 14 * 24 * 3600
+    absolute: int | None = None
+    refresh: float = 0.25
+    persistent: bool = False
+
+    def idle_of(self, data: Mapping[str, Any]) -> int:
+        """Seconds of idleness that the session with this *data* survives."""
+        own = data.get(LIFETIME)
+        return own if type(own) is int and own > 0 else self.idle
+
+    def expiry(self, state: State, created: float, now: float) -> float:
+        """When a session that is used *now* ends, in whole seconds."""
+        if state.until is None:
+            expires = float(int(now) + self.idle_of(state.data))
+        else:
+            expires = state.until(now)
+        absolute = self.absolute
+        return expires if absolute is None else min(expires, created + absolute)
+
+    def is_due(self, state: State, record: Record, expires: float, now: float) -> bool:
+        """Whether the expiry has fallen behind (or too far ahead) enough to be written."""
+        if state.restarted:
+            return True
+        if expires == record.expires:
+            return False
+        if state.until is not None:
+            return True
+        idle = self.idle_of(state.data)
+        step = idle * self.refresh
+        if expires > record.expires:
+            return now >= record.expires - idle + step
+        return record.expires - expires > step
