@@ -110,11 +110,11 @@ def add_headers(headers: list[tuple[str, str]], reply: Reply) -> None:
     somebody's cookie does not.
     """
     _merge_header(headers, "Vary", "Cookie", _vary)
-    lines = reply.set_cookies
-    if lines:
-        wanted = reply.cache_control
-        _merge_header(headers, "Cache-Control", wanted, lambda v: cache_control(v, wanted))
-        headers.extend(("Set-Cookie", line) for line in lines)
+    if reply.set_cookie is None and reply.expire_imported is None:
+        return
+    wanted = reply.cache_control
+    _merge_header(headers, "Cache-Control", wanted, lambda v: cache_control(v, wanted))
+    headers.extend(("Set-Cookie", line) for line in reply.set_cookies)
 
 
 def _merge_header(
@@ -122,10 +122,10 @@ def _merge_header(
 ) -> None:
     """Fold all headers called *name* into one, at the place of the first; *alone* if none."""
     lower = name.lower()
-    places = [index for index, (key, _) in enumerate(headers) if key.lower() == lower]
-    if not places:
+    if lower not in [key.lower() for key, _ in headers]:
         headers.append((name, alone))
         return
+    places = [index for index, (key, _) in enumerate(headers) if key.lower() == lower]
     merged = merge(", ".join(headers[index][1] for index in places))
     for index in reversed(places[1:]):
         del headers[index]
