@@ -75,6 +75,7 @@ class MemcachedCache:
     ) -> None:
         meta = _PROTOCOLS[protocol]
         self._servers = [Server(name, make, timeout, pool, meta) for name, make in servers.items()]
+        self._only = self._servers[0] if len(self._servers) == 1 else None
         self._clock = clock
 
     @classmethod
@@ -179,7 +180,7 @@ class MemcachedCache:
         self._server(raw).call(b"delete %b\r\n" % raw, _read_word, _DELETE, repeat=True)
 
     def server(self, key: str) -> str:
-        return self._server(key.encode()).name
+        return (self._only or self._server(key.encode())).name
 
     def close(self) -> None:
         """Close the idle connections; others are opened if the cache is used again."""
@@ -189,8 +190,7 @@ class MemcachedCache:
     # -- inside -----------------------------------------------------------------------
 
     def _server(self, raw: bytes) -> Server:
-        servers = self._servers
-        return servers[0] if len(servers) == 1 else max(servers, key=lambda s: s.weight(raw))
+        return self._only or max(self._servers, key=lambda server: server.weight(raw))
 
     def _seconds(self, ttl: float) -> int:
         """*ttl* as the server takes it: whole seconds from now, or a time of day, or 0."""

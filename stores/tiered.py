@@ -244,18 +244,22 @@ class TieredSessionStore:
 
     def _read(self, key: str, value: bytes, now: float) -> Record | None:
         """The live record in a ``V``, if it can be believed."""
-        version = value[1 : 1 + _VERSION]
-        published = int.from_bytes(value[1 + _VERSION : _HEAD], "big")
+        head = value[1:_HEAD]
         try:
-            if self._doubted and published <= self._doubted.get(self.cache.server(key), 0):
+            if self._doubted and self._is_doubted(key, head):
                 raise Refused("distrusted")
-            context = key.encode() + value[1:_HEAD]
-            record = self._envelope.open(value[_HEAD:], context, int.from_bytes(version, "big"))
+            version = int.from_bytes(head[:_VERSION], "big")
+            record = self._envelope.open(value[_HEAD:], key.encode() + head, version)
         except Refused as refused:
             if self._observer is not None:
                 self._observer(events.CacheRefused(refused.reason))
             return None
         return record if record.expires > now else None
+
+    def _is_doubted(self, key: str, head: bytes) -> bool:
+        """Whether the value with that *head* is from before the end of a long outage."""
+        published = int.from_bytes(head[_VERSION:], "big")
+        return published <= self._doubted.get(self.cache.server(key), 0)
 
     def _look_up_and_fill(
         self, token: str, key: str, lease: bytes, found: Found, now: float

@@ -169,7 +169,7 @@ class SessionManager:
             HeadersSentError: that change needs a cookie, and it is too late for one.
         """
         state, status = session._state, session._status
-        if state is not None and status is not None and status < 500:
+        if state is not None and not state.pristine and status is not None and status < 500:
             self.save_late(state)
 
     # -- the request on an event loop, which nothing may keep waiting ---------------------
@@ -274,8 +274,12 @@ class SessionManager:
                 return State({})
             return self._begin(self._importer, cookie_header)
         now = self.clock()
+        found = []
         try:
-            found = [(t, r) for t in tokens if (r := self._accept(t, now)) is not None]
+            for token in tokens:
+                record = self._accept(token, now)
+                if record is not None:
+                    found.append((token, record))
         except StoreError as error:
             self._failed(error)
             raise
