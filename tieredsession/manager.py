@@ -127,6 +127,7 @@ class SessionManager:
         self.clock = clock
         self._sleep = sleep
         self._cache_control = cache_control
+        self._varies = Reply(None, cache_control)
         self._rules = {FLASH: queues, **(merge_rules or {})}
         self._importer = importer
         self._observe = fan_out(observers)
@@ -158,7 +159,8 @@ class SessionManager:
             return None
         moving = state.moving
         if moving is None or not moving.is_over or not moving.expire:
-            return Reply(state.set_cookie, self._cache_control)
+            line = state.set_cookie
+            return self._varies if line is None else Reply(line, self._cache_control)
         first, *others = moving.expire
         return Reply(state.set_cookie, self._cache_control, first, tuple(others))
 
