@@ -30,6 +30,7 @@ _PROTOCOLS: dict[str, bool | None] = {"auto": None, "meta": True, "text": False}
 _LONGEST_RELATIVE = 30 * 24 * 3600  # seconds; a larger number is a time of day (protocol.txt)
 _LATEST = 2**31 - 1  # the server keeps times of day in 32 bits
 _KEEPALIVE = (60, 10, 3)  # seconds idle, seconds between probes, probes
+_GRAPHIC = bytes(range(0x21, 0x7F))  # ASCII that can be seen
 _EPOCH_BITS = 32  # of a handle; the rest is the server's id of the entry
 
 
@@ -74,6 +75,7 @@ class MemcachedCache:
     ) -> None:
         meta = _PROTOCOLS[protocol]
         self._servers = [Server(name, make, timeout, pool, meta) for name, make in servers.items()]
+        self._only = self._servers[0] if len(self._servers) == 1 else None
         self._clock = clock
 
     @classmethod
@@ -178,7 +180,7 @@ class MemcachedCache:
         self._server(raw).call(b"delete %b\r\n" % raw, _read_word, _DELETE, repeat=True)
 
     def server(self, key: str) -> str:
-        return self._server(key.encode()).name
+        return (self._only or self._server(key.encode())).name
 
     def close(self) -> None:
         """Close the idle connections; others are opened if the cache is used again."""
@@ -188,8 +190,7 @@ class MemcachedCache:
     # -- inside -----------------------------------------------------------------------
 
     def _server(self, raw: bytes) -> Server:
-        servers = self._servers
-        return servers[0] if len(servers) == 1 else max(servers, key=lambda s: s.weight(raw))
+        return self._only or max(self._servers, key=lambda server: server.weight(raw))
 
     def _seconds(self, ttl: float) -> int:
         """*ttl* as the server takes it: whole seconds from now, or a time of day, or 0."""
@@ -201,9 +202,10 @@ class MemcachedCache:
 
 def _check(key: str) -> bytes:
     """The bytes of *key*. One with a line break in it would be another command."""
-    if not key.isascii() or not key.isprintable() or " " in key or not 0 < len(key) <= 200:
+    raw = key.encode()
+    if not 0 < len(raw) <= 200 or raw.translate(None, _GRAPHIC):
         raise ValueError("a cache key is 1 to 200 printable ASCII characters without spaces")
-    return key.encode()
+    return raw
 
 
 def _handle(cas: int, epoch: int) -> int:

@@ -24,6 +24,7 @@ from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from typing import Protocol, TypeVar
+from weakref import WeakSet
 
 from tieredsession.errors import CacheError, CacheTimeout
 
@@ -164,6 +165,7 @@ class Server:
         self._meta = self._given_meta = meta
         self._epoch = 0
         self._start()
+        _servers.add(self)
 
     def weight(self, key: bytes) -> bytes:
         """Of several servers, the one of highest weight keeps *key*."""
@@ -207,10 +209,11 @@ class Server:
             CacheError: the server or the network failed otherwise.
             EpochEnded: nothing was sent.
         """
-        if os.getpid() != self._pid:
-            self._forked()
         deadline = time.monotonic() + self._timeout
-        connection = self._take(deadline)
+        try:
+            connection = self._places.pop()
+        except IndexError:
+            connection = self._wait(deadline)
         try:
             if connection is not None and connection.has_input():
                 self._lose(connection)
@@ -270,9 +273,8 @@ class Server:
         self._places: deque[Connection | None] = deque([None] * self._pool)
         self._freed = threading.Condition()
         self._waiting = 0
-        self._pid = os.getpid()
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
         """Leave the parent process its connections: two readers would mix up replies."""
         places = self._places
         self._start()
@@ -280,12 +282,6 @@ class Server:
             connection = places.pop()
             if connection is not None:
                 connection.close()
-
-    def _take(self, deadline: float) -> Connection | None:
-        try:
-            return self._places.pop()
-        except IndexError:
-            return self._wait(deadline)
 
     def _wait(self, deadline: float) -> Connection | None:
         with self._freed:
@@ -336,3 +332,15 @@ def _watch(sock: socket.socket) -> Callable[[], object]:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return partial(poll.poll, 0)
+
+
+_servers: WeakSet[Server] = WeakSet()
+
+
+def _after_fork() -> None:
+    for server in _servers:
+        server.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

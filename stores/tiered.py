@@ -120,13 +120,15 @@ class TieredSessionStore:
         if key is None:
             return self.durable.load(token, now)  # refuses it without a call, and says why
         lease = b"E" + self._random(8)
-        found = self._call(key, now, lambda: self.cache.get_or_add(key, lease, _LEASE_TTL))
+        found = self._call(key, now, self.cache.get_or_add, key, lease, _LEASE_TTL)
         if found is None:
             return self.durable.load(token, now)
-        if found.value is not None and found.value[:1] == b"V":
-            record = self._read(key, found.value, now)
+        value = found.value
+        if value is not None and value[:1] == b"V":
+            record = self._read(key, value, now)
             if record is not None:
-                self._emit(events.CacheHit, key)
+                if self._observer is not None:
+                    self._emit(events.CacheHit, key)
                 return record
         elif not found.won:
             flight = self._flights.get(key)
@@ -144,7 +146,7 @@ class TieredSessionStore:
             value = self._value(key, record, saved.version, now)
             if value is not None:
                 ttl = self._ttl(record, now)
-                if self._call(key, now, lambda: (self.cache.set(key, value, ttl),)) is None:
+                if self._call(key, now, self._set, key, value, ttl) is None:
                     # A call that timed out may still arrive, after a later one.
                     self._breaker(key).missed(key)
         return saved
@@ -162,7 +164,7 @@ class TieredSessionStore:
         value = self._value(key, record, saved.version, now)
         if value is not None:
             ttl = self._ttl(record, now)
-            self._call(key, now, lambda: self._publish(key, lock, handle, value, ttl))
+            self._call(key, now, self._publish, key, lock, handle, value, ttl)
         return saved
 
     def delete(self, token: str, now: float, version: int | None = None) -> None:
@@ -242,18 +244,22 @@ class TieredSessionStore:
 
     def _read(self, key: str, value: bytes, now: float) -> Record | None:
         """The live record in a ``V``, if it can be believed."""
-        version = value[1 : 1 + _VERSION]
-        published = int.from_bytes(value[1 + _VERSION : _HEAD], "big")
+        head = value[1:_HEAD]
         try:
-            if self._doubted and published <= self._doubted.get(self.cache.server(key), 0):
+            if self._doubted and self._is_doubted(key, head):
                 raise Refused("distrusted")
-            context = key.encode() + value[1:_HEAD]
-            record = self._envelope.open(value[_HEAD:], context, int.from_bytes(version, "big"))
+            version = int.from_bytes(head[:_VERSION], "big")
+            record = self._envelope.open(value[_HEAD:], key.encode() + head, version)
         except Refused as refused:
             if self._observer is not None:
                 self._observer(events.CacheRefused(refused.reason))
             return None
         return record if record.expires > now else None
+
+    def _is_doubted(self, key: str, head: bytes) -> bool:
+        """Whether the value with that *head* is from before the end of a long outage."""
+        published = int.from_bytes(head[_VERSION:], "big")
+        return published <= self._doubted.get(self.cache.server(key), 0)
 
     def _look_up_and_fill(
         self, token: str, key: str, lease: bytes, found: Found, now: float
@@ -278,7 +284,7 @@ class TieredSessionStore:
             value = self._value(key, record, record.version, now)
             if value is not None:
                 ttl = self._ttl(record, now)
-                if self._call(key, now, lambda: self._fill(key, lease, found.handle, value, ttl)):
+                if self._call(key, now, self._fill, key, lease, found.handle, value, ttl):
                     self._emit(events.CacheFilled, key)
         return record
 
@@ -303,11 +309,15 @@ class TieredSessionStore:
 
         What could not be marked is remembered, and made good when the cache is back.
         """
-        answer = self._call(key, now, lambda: (self.cache.set(key, lock, _LOCK_TTL),))
+        answer = self._call(key, now, self._set, key, lock, _LOCK_TTL)
         if answer is None:
             self._breaker(key).missed(key)
             return False, None
         return True, answer[0]
+
+    def _set(self, key: str, value: bytes, ttl: float) -> tuple[Handle | None]:
+        """As the cache has it, in a tuple: to :meth:`_call`, no handle is not a failure."""
+        return (self.cache.set(key, value, ttl),)
 
     def _publish(
         self, key: str, lock: bytes, handle: Handle | None, value: bytes, ttl: float
@@ -345,13 +355,13 @@ class TieredSessionStore:
 
     # -- calling the cache ------------------------------------------------------------
 
-    def _call(self, key: str, now: float, call: Callable[[], T]) -> T | None:
+    def _call(self, key: str, now: float, call: Callable[..., T], *arguments: object) -> T | None:
         """Make a cache call, or ``None`` if the cache failed or is left alone for now."""
         breaker = self._breaker(key)
         try:
             if not breaker.is_calm and not self._is_ready(key, breaker, now):
                 return None
-            answer = call()
+            answer = call(*arguments)
         except CacheError as error:
             self._failed(key, breaker, error)
             return None

@@ -131,10 +131,10 @@ def _merge_header(
 ) -> None:
     """Fold all headers called *name* into one, at the place of the first; *alone* if none."""
     lower = name.lower()
-    places = [index for index, (key, _) in enumerate(headers) if key.lower() == lower]
-    if not places:
+    if lower not in [key.lower() for key, _ in headers]:
         headers.append((name, alone))
         return
+    places = [index for index, (key, _) in enumerate(headers) if key.lower() == lower]
     merged = merge(", ".join(headers[index][1] for index in places))
     for index in reversed(places[1:]):
         del headers[index]

@@ -83,6 +83,7 @@ class SessionManager:
         self.clock = clock
         self._sleep = sleep
         self._cache_control = cache_control
+        self._varies = Reply(None, cache_control)
         self._rules = {FLASH: queues, **(merge_rules or {})}
         self.observers = tuple(observers)
         self._observe = fan_out(self.observers)
@@ -116,7 +117,8 @@ class SessionManager:
         session._status = status
         moving = state.moving
         if moving is None or not moving.is_over or not moving.expire:
-            return Reply(state.set_cookie, self._cache_control)
+            line = state.set_cookie
+            return self._varies if line is None else Reply(line, self._cache_control)
         first, *others = moving.expire
         return Reply(state.set_cookie, self._cache_control, first, tuple(others))
 
@@ -127,7 +129,7 @@ class SessionManager:
             HeadersSentError: that change needs a cookie, and it is too late for one.
         """
         state, status = session._state, session._status
-        if state is not None and status is not None and status < 500:
+        if state is not None and not state.pristine and status is not None and status < 500:
             self.save_late(state)
 
     # -- the request on an event loop, which nothing may keep waiting ---------------------
@@ -193,8 +195,12 @@ class SessionManager:
             mover = self._mover
             return State({}) if mover is None else mover.begin(cookie_header, self.clock())
         now = self.clock()
+        found = []
         try:
-            found = [(t, r) for t in tokens if (r := self._accept(t, now)) is not None]
+            for token in tokens:
+                record = self._accept(token, now)
+                if record is not None:
+                    found.append((token, record))
         except StoreError as error:
             self._failed(error)
             raise

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from hmac import compare_digest
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 _TO_URLSAFE = bytes.maketrans(b"+/", b"-_")
 # What only plain base64 has becomes what no base64 has.
@@ -68,13 +68,6 @@ class _Refused(Exception):
     pass
 
 
-class _Known(NamedTuple):
-    """What an authentic token stands for: its storage key, and itself under the first key."""
-
-    key: str
-    current: str
-
-
 class SessionIds:
     """Mints id tokens and turns them into storage keys.
 
@@ -112,7 +105,7 @@ class SessionIds:
     def key(self, token: str) -> str | None:
         """The storage key of an authentic *token*, or ``None`` for any other text."""
         try:
-            return self._know(token).key
+            return self._know(token)[0]
         except _Refused:
             return None
 
@@ -121,7 +114,7 @@ class SessionIds:
 
         So an id that was minted before a rotation of keys outlives the fallback key.
         """
-        return self._know(token).current
+        return self._know(token)[1]
 
     def refusal(self, token: str) -> str:
         """Why :meth:`key` refuses *token*: a reason code of ``TokenRefused``."""
@@ -138,17 +131,18 @@ class SessionIds:
         start = len(self._prefix)
         return key[start : start + 12]
 
-    def _authenticate(self, token: str) -> _Known:
+    def _authenticate(self, token: str) -> tuple[str, str]:
+        """What an authentic *token* stands for: its storage key, and itself under the first key."""
         raw = decode_base64(token) if len(token) == TOKEN_LENGTH else None
         if raw is None:
             raise _Refused
         secret, tag = raw[:_RANDOM], raw[_RANDOM:]
         current = self._authenticator.tag(secret)
         if compare_digest(current, tag):
-            return _Known(self._hash(secret), token)
+            return self._hash(secret), token
         if not self._authenticator.verify(secret, tag):
             raise _Refused
-        return _Known(self._hash(secret), encode_base64(secret + current))
+        return self._hash(secret), encode_base64(secret + current)
 
     def _hash(self, secret: bytes) -> str:
         return self._prefix + sha256(secret).hexdigest()

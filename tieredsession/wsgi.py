@@ -145,7 +145,8 @@ class _Body:
 
     def __iter__(self) -> Iterator[bytes]:
         # A started response needs nothing between the server and the chunks.
-        return iter(self._body) if self._session.headers_sent else self._start_late()
+        started = self._session._status is not None
+        return iter(self._body) if started else self._start_late()
 
     def _start_late(self) -> Iterator[bytes]:
         """An application that starts its response with its first chunk, as a generator."""
