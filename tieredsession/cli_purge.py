@@ -72,10 +72,13 @@ def in_words(report: Purged) -> str:
     """The report in a sentence or two."""
     done = "would be deleted" if report.dry_run else "deleted"
     words = [
-        f"{report.deleted:,} expired sessions {done} in {report.seconds:,.1f} s"
-        f" ({report.rate:,.0f} a second), {report.spared:,} spared, {report.odd:,} odd;"
+        f"{report.deleted:,} expired sessions {done} in {report.seconds:,.1f} s,"
         f" {report.shards_done} of {report.shards} shards done."
     ]
+    if report.spared:
+        words.append(f"{report.spared:,} were alive after all.")
+    if report.odd:
+        words.append(f"{report.odd:,} could not be judged, and were left alone.")
     if report.shards_taken:
         words.append(f"{report.shards_taken} shards were left to another worker.")
     if report.oldest_expired_age is not None:
