@@ -878,6 +878,71 @@ def test_two_saves_at_once(make_site: MakeSite, server: Server) -> None:
 
 
 @pytest.mark.server_stores
+def test_a_response_waits_for_a_save_that_is_under_way(make_site: MakeSite, server: Server) -> None:
+    """A response that starts while a task saves the session has the cookie of that save."""
+    site = make_site()
+    slow = Slow(site.store, "delete")
+    browser = site.browser(a=1)
+    answer = Answer()
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def before(session: Session) -> None:
+                session.renew()
+                tasks.start_soon(save, session)
+                while not slow.waiting.is_set():
+                    await anyio.sleep(0)
+
+            app = wrap(site, App(before), slow)
+            tasks.start_soon(app, make_scope(site.header(browser.cookie)), receive, answer.send)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            for _ in range(100):
+                await anyio.sleep(0)
+            slow.go_on.set()
+
+    server.run(main)
+    (line,) = answer.cookies
+    browser.cookie = line.partition("=")[2]
+    assert stored(site, browser) == {"a": 1}
+
+
+@pytest.mark.server_stores
+def test_a_save_that_waited_until_the_headers_had_left(make_site: MakeSite, server: Server) -> None:
+    """A save that had to wait for that of the response is one after the headers."""
+    site = make_site()
+    slow = Slow(site.store, "create")
+    late: list[Exception] = []
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            scope = make_scope()
+            app = wrap(site, App(put(a=1)), slow)
+            tasks.start_soon(app, scope, receive, Answer().send)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            session = scope["session"]
+            session.renew()
+
+            async def second() -> None:
+                try:
+                    await session.save()
+                except HeadersSentError as error:
+                    late.append(error)
+                    session.revert()
+
+            tasks.start_soon(second)
+            for _ in range(10):
+                await anyio.sleep(0)
+            slow.go_on.set()
+
+    server.run(main)
+    assert len(late) == 1
+    assert site.rows == 1
+
+
+@pytest.mark.server_stores
 def test_objects_stay_the_session_s_own(make_site: MakeSite, server: Server) -> None:
     """A list that was taken out of the session still belongs to it after a save."""
 

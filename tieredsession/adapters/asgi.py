@@ -196,13 +196,17 @@ class Session(_core.Session):
         state, manager = self._state, self._manager
         if state is None:
             return
-        save = manager.save_late if self.headers_sent else manager.save
         if not manager.blocking:
-            save(state)
-        elif manager.save_blocks(state):
-            if self._saving is None:
-                self._saving = anyio.Lock()
-            async with self._saving:
+            super().save()
+            return
+        first = self._saving is None
+        if first and not manager.save_blocks(state):
+            return
+        self._saving = self._saving or anyio.Lock()
+        async with self._saving:
+            # Whoever may have waited looks now, at what the others have left to be saved.
+            if first or manager.save_blocks(state):
+                save = manager.save_late if self.headers_sent else manager.save
                 fork = manager.fork(state)
                 try:
                     await _run_to_its_end(partial(save, fork.copy))
