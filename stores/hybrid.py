@@ -58,5 +58,11 @@ class HybridSessionStore:
     def label(self, token: str) -> str | None:
         return self.server.label(token)
 
+    def close(self) -> None:
+        """Close what the part on the server holds open; it opens it again if it is used again."""
+        close = getattr(self.server, "close", None)
+        if close is not None:
+            close()
+
     def _home(self, token: str) -> SessionStore:
         return self.cookie if self.server.label(token) is None else self.server

@@ -27,9 +27,10 @@ def run(options: Namespace) -> int:
     """Purge, show how it goes on the standard error, and print the report."""
     settings = _settings(options)
     progress, clear = _bar() if sys.stderr.isatty() else _lines()
+    store = open_store(settings)
     try:
         report = purge(
-            open_store(settings),
+            store,
             budget=options.budget or settings.session_purge_budget,
             grace=settings.session_purge_grace,
             limit=options.limit,
@@ -43,6 +44,7 @@ def run(options: Namespace) -> int:
         return DONE
     finally:
         clear()
+        _close(store)
     print(json.dumps(as_dict(report)) if options.json else in_words(report))
     if report.failed:
         return FAILED
@@ -51,12 +53,14 @@ def run(options: Namespace) -> int:
 
 def check(options: Namespace) -> int:
     """Say for how long the oldest expired row has been left; whether that is too long."""
-    settings = _settings(options)
+    store = open_store(_settings(options))
     try:
-        age = oldest_expired_age(open_store(settings), time.time())
+        age = oldest_expired_age(store, time.time())
     except NothingToSweep as nothing:
         print(nothing)
         return DONE
+    finally:
+        _close(store)
     late = age is not None and age > options.max_age
     if options.json:
         print(json.dumps({"oldest_expired_age": age, "max_age": options.max_age, "late": late}))
@@ -96,6 +100,12 @@ def _settings(options: Namespace) -> Settings:
     if options.settings is not None:
         sys.path.insert(0, "")  # where the command was given, as for python -m
     return Settings(options.settings)
+
+
+def _close(store: object) -> None:
+    close = getattr(store, "close", None)
+    if close is not None:
+        close()
 
 
 def _bar() -> tuple[Progress, Callable[[], None]]:

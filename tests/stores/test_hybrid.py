@@ -77,3 +77,11 @@ def test_the_expired_does_not_move(store: HybridSessionStore) -> None:
     late = LARGE._replace(expires=NOW + 9000, version=saved.version)
     with pytest.raises(Gone):
         store.update(saved.token, late, NOW + 7200)
+
+
+def test_closing_closes_the_server(store: HybridSessionStore) -> None:
+    """What the part on the server holds open is closed with the store."""
+    closed: list[bool] = []
+    store.server.close = lambda: closed.append(True)  # type: ignore[attr-defined]
+    store.close()
+    assert closed == [True]
