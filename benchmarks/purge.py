@@ -174,14 +174,12 @@ def _raw(rows: int) -> Purge:
     kind = "BenchmarkRaw"
     store = _store(kind, rows)
     connection = store._connect()
-    prepared = store._request()
 
     def run() -> int:
         deleted = 0
-        query = rpc.QueryRequest(
-            project_id=connection.project,
-            partition_id=prepared._entity.key.partition_id,
-        )
+        query = rpc.QueryRequest(project_id=connection.project)
+        query.partition_id.project_id = connection.project
+        query.partition_id.namespace_id = connection.namespace
         query.query.kind.add().name = kind
         query.query.projection.add().property.name = "__key__"
         query.query.limit.value = _PAGE
@@ -195,6 +193,7 @@ def _raw(rows: int) -> Purge:
                     commit.mutations.add().delete.CopyFrom(found.entity.key)
                 connection.commit(commit, 30.0)
                 deleted += len(commit.mutations)
+                query.query.start_cursor = batch.end_cursor  # behind what is being deleted
             elif batch.more_results != batch.NOT_FINISHED:
                 return deleted
 
