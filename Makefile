@@ -27,10 +27,17 @@ DEMO = $(if $(filter gae,$(STORE)),demo-gae,demo)
 demo: $(VENV)/.$(DEMO)
 	@$(BIN)/tieredsession demo --store $(STORE) --host $(HOST) --port $(PORT)
 
+# Tracing what switches between greenlets has hung; what these tests reach, others reach, too.
+UNTRACED = tests/tiered/test_interleavings.py
+
 test: $(VENV)/.test
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest --ignore=$(UNTRACED) $(ARGS)
 	$(BIN)/coverage report
+
+ifeq ($(ARGS),)
+	$(BIN)/python -m pytest $(UNTRACED)
+endif
 
 check: $(VENV)/.check
 	$(BIN)/ruff check
