@@ -50,6 +50,7 @@ from tieredsession.contracts import (
 )
 from tieredsession.envelope import Envelope, Refused
 from tieredsession.errors import CacheError, Conflict, Gone, StoreUnavailable
+from tieredsession.observers import tell_operator
 from tieredsession.stores.breaker import Breaker
 from tieredsession.tokens import SessionIds
 
@@ -251,8 +252,7 @@ class TieredSessionStore:
             version = int.from_bytes(head[:_VERSION], "big")
             record = self._envelope.open(value[_HEAD:], key.encode() + head, version)
         except Refused as refused:
-            if self._observer is not None:
-                self._observer(events.CacheRefused(refused.reason))
+            tell_operator(self._observer, events.CacheRefused(refused.reason))
             return None
         return record if record.expires > now else None
 
@@ -398,8 +398,7 @@ class TieredSessionStore:
         if breaker.take_overflow():
             self._doubted[server] = now + _SKEW
         breaker.close()
-        if self._observer is not None:
-            self._observer(events.BreakerClosed(server, marked))
+        tell_operator(self._observer, events.BreakerClosed(server, marked))
 
     def _make_good(self, breaker: Breaker) -> int:
         """LOCK what could not be marked; never delete it, that could free another's LOCK."""
@@ -411,11 +410,11 @@ class TieredSessionStore:
 
     def _failed(self, key: str, breaker: Breaker, error: CacheError) -> None:
         seconds = breaker.failed(error)
-        if self._observer is not None:
-            server = self.cache.server(key)
-            self._observer(events.CacheFailed(server, f"{type(error).__name__}: {error}"))
-            if seconds is not None:
-                self._observer(events.BreakerOpened(server, seconds))
+        server = self.cache.server(key)
+        failed = events.CacheFailed(server, f"{type(error).__name__}: {error}")
+        tell_operator(self._observer, failed)
+        if seconds is not None:
+            tell_operator(self._observer, events.BreakerOpened(server, seconds))
 
     def _emit(self, event: type[events.SessionEvent], key: str) -> None:
         if self._observer is not None:

@@ -23,8 +23,9 @@ ORDER = (
     {"errors"},
     {"contracts", "tokens", "url", "events", "tables"},
     {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"}
-    | {"foreign", "importing", "marks", "pace", "state", "lifetimes", "moving", "principals"},
-    {"registry", "manager", "purge", "observers", "testing", "oidc", "frontend"},
+    | {"foreign", "importing", "marks", "pace", "state", "lifetimes", "moving", "principals"}
+    | {"observers"},
+    {"registry", "manager", "purge", "testing", "oidc", "frontend"},
     {"cron"},
     {"wsgi"},
     {"adapters"},
@@ -35,7 +36,7 @@ ORDER = (
 
 FOR_STORES = {
     *("errors", "contracts", "tokens", "url", "events"),
-    *("codec", "keyring", "envelope", "options"),
+    *("observers", "codec", "keyring", "envelope", "options"),
 }
 
 HOMES = {

@@ -12,7 +12,7 @@ from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from tieredsession.errors import MissingDependencyError
+from tieredsession.errors import MissingDependencyError, StoreUnavailable
 from tieredsession.events import (
     BreakerClosed,
     BreakerOpened,
@@ -37,8 +37,17 @@ from tieredsession.events import (
     StoreFailed,
     TokenRefused,
 )
+from tieredsession.keyring import Keyring
 from tieredsession.observers import LoggingObserver, OpenTelemetryObserver, describe, fan_out
+from tieredsession.options import StoreOptions
+from tieredsession.registry import open_manager
+from tieredsession.session import Session
+from tieredsession.settings import Settings
+from tieredsession.stores.memory import MemorySessionStore
+from tieredsession.testing import Chaos
 
+SECRET = "only for tests, only for tests, 1"
+OPTIONS = StoreOptions(Keyring(SECRET), "id")
 LABEL = "0123456789ab"
 EVENTS: list[tuple[Event, int, str]] = [
     (SessionCreated(session=LABEL), logging.DEBUG, f"SessionCreated session={LABEL!r}"),
@@ -105,6 +114,26 @@ def test_nobody_listens() -> None:
     """Without observers there is no observer to call."""
     assert fan_out([]) is None
     assert fan_out(iter(())) is None
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_an_unwatched_failure_is_logged(watched: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Why a store failed is told to the observers, or to the log where there are none."""
+    heard: list[Event] = []
+    chaos = Chaos()
+    manager = open_manager(
+        Settings({"SECRET_KEY": SECRET}),
+        store=chaos.wrap(MemorySessionStore.from_options(OPTIONS)),
+        observers=[heard.append] if watched else [],
+    )
+    session = Session(manager, "")
+    session["a"] = 1
+    chaos.fail("create")
+    with pytest.raises(StoreUnavailable):
+        manager.close(session)
+    assert [type(event) for event in heard] == [StoreFailed] * watched
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [] if watched else [("ERROR", "StoreFailed error='StoreUnavailable: create'")]
 
 
 def test_all_are_told_in_order() -> None:

@@ -26,7 +26,7 @@ from tieredsession.errors import (
 from tieredsession.lifetimes import Lifetimes
 from tieredsession.merge import MergeRule, merge, queues
 from tieredsession.moving import Mover, is_as_imported
-from tieredsession.observers import fan_out
+from tieredsession.observers import fan_out, tell_operator
 from tieredsession.principals import SessionInfo, end_where, sessions_of
 from tieredsession.session import FLASH, PERSISTENT, Session
 from tieredsession.state import Fork, Imported, MovingIn, State
@@ -461,5 +461,4 @@ class SessionManager:
         return None if token is None else self.store.label(token)
 
     def _failed(self, error: StoreError) -> None:
-        if self._observe is not None:
-            self._observe(events.StoreFailed(f"{type(error).__name__}: {error}"))
+        tell_operator(self._observe, events.StoreFailed(f"{type(error).__name__}: {error}"))

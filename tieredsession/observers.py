@@ -107,7 +107,18 @@ class OpenTelemetryObserver:
         self._counter.add(1, attributes)
 
 
+def tell_operator(observer: Observer | None, event: Event) -> None:
+    """Tell of a tier that fails or cannot be believed: *observer*, or the log if there is none.
+
+    A visitor sees such a failure as a ``503``, or not at all, so nobody else would tell.
+    """
+    (observer or _LOGGING)(event)
+
+
 def describe(event: Event) -> str:
     """*event* on one line; what a visitor may have chosen is quoted, so no line is split."""
     parts = [f"{field.name}={getattr(event, field.name)!r}" for field in fields(event)]
     return " ".join([type(event).__name__, *parts])
+
+
+_LOGGING = LoggingObserver()

@@ -46,7 +46,12 @@ class Tiers:
 class Process:
     """One process's own way to the tiers."""
 
-    def __init__(self, tiers: Tiers, error: Callable[[str], Exception] = CacheError) -> None:
+    def __init__(
+        self,
+        tiers: Tiers,
+        error: Callable[[str], Exception] = CacheError,
+        observed: bool = True,
+    ) -> None:
         self.to_cache = Chaos(error)
         self.to_durable = Chaos()
         self.store = TieredSessionStore(
@@ -54,7 +59,7 @@ class Process:
             self.to_durable.wrap(tiers.durable),
             OPTIONS.ids,
             OPTIONS.record_envelope,
-            tiers.events.append,
+            tiers.events.append if observed else None,
             clock=tiers.clock,
         )
 
@@ -334,6 +339,30 @@ def test_breaker_events(tiers: Tiers) -> None:
     ]
     closed = next(event for event in tiers.events if isinstance(event, events.BreakerClosed))
     assert closed.marked == 1
+
+
+def test_unwatched_outages_are_logged(tiers: Tiers, caplog: pytest.LogCaptureFixture) -> None:
+    """Without an observer, the log tells the operator what the visitor does not notice."""
+    caplog.set_level("INFO", "tieredsession")
+    process = Process(tiers, CacheTimeout, observed=False)
+    saved = process.store.create(RECORD, NOW)
+    assert process.payload(saved.token) == b"one"
+    assert not caplog.records
+    process.to_cache.down()
+    assert process.payload(saved.token) == b"one"
+    process.to_cache.up()
+    tiers.clock.advance(2)
+    assert process.payload(saved.token) == b"one"
+    (key,) = tiers.memory._slots
+    tiers.memory.set(key, b"V" + bytes(60), 600)
+    assert process.payload(saved.token) == b"one"
+    told = [(record.levelname, record.getMessage().split()[0]) for record in caplog.records]
+    assert told == [
+        ("WARNING", "CacheFailed"),
+        ("WARNING", "BreakerOpened"),
+        ("INFO", "BreakerClosed"),
+        ("WARNING", "CacheRefused"),
+    ]
 
 
 def test_a_probe_that_fails_keeps_what_was_missed(tiers: Tiers) -> None:
