@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CLOCK_SKEW = 300
 """Seconds by which the clocks of two servers of a site may differ."""
 
-_TRIES = 16  # saves against other writers; each loss means that somebody else succeeded
+_TRIES = 32  # so many requests can save one session at once: for each loss another succeeds
 _AT_ONCE = 3  # tries before a random pause, up to ...
 _PAUSE = 0.002  # ... so many seconds more each time
 _WARN_FROM = MAX_LINE * 3 // 4
