@@ -144,6 +144,25 @@ def test_overtaken_again_while_merging(site: Site) -> None:
     assert len(site.events.of(SessionMerged)) == 3
 
 
+class Cart:
+    """What only pickle can keep; two of them are never equal."""
+
+    def __init__(self) -> None:
+        self.items: list[str] = []
+
+
+def test_a_pickled_object_that_one_changed(make_site: MakeSite) -> None:
+    """A change inside a pickled object is not undone by whoever left the object alone (P5)."""
+    site = make_site(SESSION_PICKLE=True)
+    browser = site.browser(cart=Cart(), n=0)
+    other, own = site.open(browser), site.open(browser)
+    own["n"] = 1
+    other["cart"].items.append("tea")
+    site.manager.close(other)
+    site.manager.close(own)
+    assert browser.visit(lambda s: (s["cart"].items, s["n"])).result == (["tea"], 1)
+
+
 def test_a_reader_does_not_undo_a_writer(site: Site) -> None:
     """A request that only read saves nothing, whatever was saved in the meantime."""
     browser = site.browser(a=1)

@@ -155,7 +155,8 @@ class SessionManager:
         Raises:
             UnstorableError: there is a value that cannot be kept.
         """
-        return Fork(state, self.codec.decode(self.codec.encode(state.data)), self._rules)
+        codec = self.codec
+        return Fork(state, codec.decode(codec.encode(state.data)), self._rules, codec.encode)
 
     # -- the sessions of a principal --------------------------------------------------
 
@@ -422,7 +423,7 @@ class SessionManager:
         except DecodeError as error:
             raise StoreError(f"the session cannot be merged: {error}") from None
         base = {} if state.record is None else self.codec.decode(state.record.payload)
-        merged, contested = merge(base, state.data, theirs, self._rules)
+        merged, contested = merge(base, state.data, theirs, self._rules, self.codec.encode)
         state.pristine = False
         state.data.clear()
         state.data.update(merged)

@@ -7,7 +7,7 @@ from copy import copy
 from typing import Any, NamedTuple
 
 from tieredsession.contracts import Record
-from tieredsession.merge import MergeRule, merge
+from tieredsession.merge import Encode, MergeRule, merge
 
 
 class Imported(NamedTuple):
@@ -117,13 +117,21 @@ class Fork:
         state: what the request goes on with.
         data: a deep copy of its data.
         rules: for what both sides change.
+        encode: tells what changed.
     """
 
-    def __init__(self, state: State, data: dict[str, Any], rules: Mapping[str, MergeRule]) -> None:
+    def __init__(
+        self,
+        state: State,
+        data: dict[str, Any],
+        rules: Mapping[str, MergeRule],
+        encode: Encode,
+    ) -> None:
         self._state = state
         self._before = copy(state)
         self._before.data = data
         self._rules = rules
+        self._encode = encode
         self.copy = copy(state)
         self.copy.data = dict(data)
         state.settle()  # what the copy sees to; whatever is asked from now on is asked anew
@@ -136,7 +144,7 @@ class Fork:
             if after.is_empty and not before.is_empty:
                 state.forget()  # it was ended by somebody else, before these changes
             else:
-                merged, _ = merge(before.data, state.data, after.data, self._rules)
+                merged, _ = merge(before.data, state.data, after.data, self._rules, self._encode)
                 state.data.clear()
                 state.data.update(merged)
         # Else nothing of the session that was left comes into the one that follows it.
