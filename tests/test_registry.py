@@ -328,6 +328,22 @@ def test_pickle_is_for_those_who_ask() -> None:
     assert manager.open(pair(reply.set_cookie))["x"] == Fraction(1, 3)
 
 
+@pytest.mark.parametrize(
+    "given", [{"SESSION_PICKLE": True}, {"SESSION_CACHE_URL": "memory://"}], ids=repr
+)
+def test_a_cookie_store_by_any_path(given: dict[str, Any]) -> None:
+    """A store in cookies has no pickles and no cache, by whatever path it is named."""
+    path = "tieredsession.stores.cookie.SecureCookieSessionStore"
+    with pytest.raises(ConfigurationError, match=next(iter(given))):
+        open_manager(make(SESSION_STORE=path, **given))
+
+
+def test_a_given_store_in_cookies() -> None:
+    """A store in cookies has no pickles, whatever store the settings name."""
+    with pytest.raises(ConfigurationError, match="SESSION_PICKLE"):
+        open_manager(make(**MEMORY, SESSION_PICKLE=True), store=open_store(make()))
+
+
 @pytest.mark.parametrize(("encrypt", "first"), [(False, 0x10), (True, 0x20)])
 def test_encryption_reaches_the_cookie(encrypt: bool, first: int) -> None:
     """With SESSION_COOKIE_ENCRYPT, what leaves is encrypted, and signed without it."""

@@ -101,6 +101,7 @@ def _make(path: str, options: StoreOptions) -> SessionStore:
 def _with_cache(store: SessionStore, settings: Settings, options: StoreOptions) -> SessionStore:
     if settings.session_cache_url is None:
         return store
+    _check_revocable(store, "SESSION_CACHE_URL")
     from tieredsession.stores.tiered import TieredSessionStore
 
     return TieredSessionStore(
@@ -114,6 +115,15 @@ def _with_cache(store: SessionStore, settings: Settings, options: StoreOptions) 
     )
 
 
+def _check_revocable(store: SessionStore, name: str) -> None:
+    """As the settings check by the path of a store; one may have several, or come without."""
+    if not store.revocable:
+        raise ConfigurationError(
+            f"{name} is for stores that keep the data on the server, and "
+            f"{type(store).__name__} keeps it in cookies: use another store, or remove {name}"
+        )
+
+
 def open_manager(
     settings: Settings,
     *,
@@ -125,8 +135,16 @@ def open_manager(
     """A manager as *settings* describe it, over *store* or the one that they name.
 
     *own_types* are what sessions of a framework can hold besides.
+
+    Raises:
+        ConfigurationError: a store cannot be made as they say, or may not hold pickles.
+        MissingDependencyError: what they ask for needs an extra that is not installed.
     """
     observers = tuple(observers)
+    if store is None:
+        store = open_store(settings, observers)
+    if settings.session_pickle:
+        _check_revocable(store, "SESSION_PICKLE")
     cookie = CookieWriter(
         settings.session_cookie_name,
         domain=settings.session_cookie_domain,
@@ -137,7 +155,7 @@ def open_manager(
         partitioned=settings.session_cookie_partitioned,
     )
     return SessionManager(
-        store if store is not None else open_store(settings, observers),
+        store,
         MsgpackCodec(
             pickle=settings.session_pickle,
             tables=settings.session_cookie_compress
