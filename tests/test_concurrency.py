@@ -433,6 +433,30 @@ def test_a_renewal_takes_along_what_was_written(site: Site) -> None:
     assert site.rows == 1
 
 
+@pytest.mark.parametrize("step", ["renew", "bind"])
+def test_a_renewal_leaves_the_csrf_token_behind(site: Site, step: str) -> None:
+    """A token that another request made under the old id is not the new id's (security 86)."""
+    browser = site.browser(a=1)
+    thief = site.open(browser)
+    token = thief.csrf_token()
+    own = site.open(browser)
+    ENDS[step](own)
+    site.manager.close(thief)
+    browser.take(site.manager.close(own))
+    assert browser.visit(lambda s: (s["a"], s.check_csrf_token(token))).result == (1, False)
+
+
+def test_a_renewal_keeps_its_own_csrf_token(site: Site) -> None:
+    """The token of the form that a login shows is good, whatever another request made."""
+    browser = site.browser(a=1)
+    own = site.open(browser)
+    own.bind("ann")
+    token = own.csrf_token()
+    browser.copy().visit(lambda session: session.csrf_token())
+    browser.take(site.manager.close(own))
+    assert browser.visit(lambda session: session.check_csrf_token(token)).result
+
+
 def test_a_logout_before_a_renewal(site: Site) -> None:
     """A session that was ended while it was being renewed is not renewed (I12)."""
     browser = site.browser(a=1)

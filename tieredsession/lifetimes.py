@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tieredsession.contracts import Record
-from tieredsession.session import LIFETIME
-from tieredsession.state import State
+from tieredsession.state import LIFETIME, State
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from tieredsession.errors import (
     StoreUnavailable,
 )
 from tieredsession.lifetimes import Lifetimes
-from tieredsession.merge import MergeRule, merge, queues
+from tieredsession.merge import MergeRule, queues
 from tieredsession.moving import Mover, is_as_imported
 from tieredsession.observers import fan_out
 from tieredsession.principals import SessionInfo, end_where, sessions_of
-from tieredsession.session import FLASH, PERSISTENT, Session
-from tieredsession.state import Fork, Imported, MovingIn, State
+from tieredsession.session import Session
+from tieredsession.state import FLASH, PERSISTENT, Fork, Imported, MovingIn, State
 
 if TYPE_CHECKING:
     from tieredsession.importing import Importer
@@ -423,10 +423,8 @@ class SessionManager:
         except DecodeError as error:
             raise StoreError(f"the session cannot be merged: {error}") from None
         base = {} if state.record is None else self.codec.decode(state.record.payload)
-        merged, contested = merge(base, state.data, theirs, self._rules, self.codec.encode)
+        contested = state.absorb(base, theirs, self._rules, self.codec.encode)
         state.pristine = False
-        state.data.clear()
-        state.data.update(merged)
         if state.principal == before:
             state.principal = current.principal
         state.record = current

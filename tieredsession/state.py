@@ -9,6 +9,14 @@ from typing import Any, NamedTuple
 from tieredsession.contracts import Record
 from tieredsession.merge import Encode, MergeRule, merge
 
+FLASH = "_flash"
+CSRF = "_csrf"
+LIFETIME = "_lifetime"
+PERSISTENT = "_persistent"
+DEVICE = "_device"
+"""Keys of the session in which its own features keep their data. They are saved, merged
+and shown like any other."""
+
 
 class Imported(NamedTuple):
     """What a session of ours begins with that another framework's cookie held.
@@ -104,6 +112,21 @@ class State:
         self.token = self.record = self.principal = self.created = None
         self.settle()
 
+    def absorb(
+        self,
+        base: Mapping[str, Any],
+        theirs: Mapping[str, Any],
+        rules: Mapping[str, MergeRule],
+        encode: Encode,
+    ) -> list[str]:
+        """Take in what others made of *base*; the keys that both sides had changed."""
+        merged, contested = merge(base, self.data, theirs, rules, encode)
+        if self.renewed and CSRF not in self.data:
+            merged.pop(CSRF, None)  # theirs is the old id's, and known to whoever has that
+        self.data.clear()
+        self.data.update(merged)
+        return contested
+
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing worth a session: no data, and nobody's name."""
@@ -144,9 +167,7 @@ class Fork:
             if after.is_empty and not before.is_empty:
                 state.forget()  # it was ended by somebody else, before these changes
             else:
-                merged, _ = merge(before.data, state.data, after.data, self._rules, self._encode)
-                state.data.clear()
-                state.data.update(merged)
+                state.absorb(before.data, after.data, self._rules, self._encode)
         # Else nothing of the session that was left comes into the one that follows it.
         for name in ("principal", "created"):
             if getattr(state, name) == getattr(before, name):
