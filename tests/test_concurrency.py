@@ -496,6 +496,15 @@ def test_a_write_beside_a_clear_logs_nobody_in(site: Site, left: Step, first: bo
     assert "a" not in browser.data()
 
 
+def test_a_write_beside_a_clear_is_dropped(site: Site) -> None:
+    """What a user's slow request saves after clear() is not in what nobody's session holds."""
+    browser = site.browser()
+    browser.visit(lambda s: s.bind("ann"), put(a=1))
+    overlap(site, browser, steps(ENDS["clear"], put(c=1)), put(secret="ann's"))
+    assert browser.data() == {"c": 1}
+    assert site.events.names[-1] == "SessionGone"
+
+
 # -- the cookie store -----------------------------------------------------------------
 
 

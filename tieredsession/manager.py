@@ -231,14 +231,15 @@ class SessionManager:
                 try:
                     return self._save(state, now)
                 except Conflict as conflict:
-                    self._absorb(state, conflict.current)
+                    if self._absorb(state, conflict.current):
+                        continue
                 except Gone:
-                    # Ended by somebody else: nothing brings it back. Its cookie is left
-                    # alone, for it may be the successor's by now; a dead one goes with the
-                    # next request.
-                    self._emit(events.SessionGone, state.token)
-                    state.forget()
-                    return None
+                    pass
+                # Ended by somebody else: nothing brings it back. Its cookie is left alone,
+                # for it may be the successor's by now; a dead one goes with the next request.
+                self._emit(events.SessionGone, state.token)
+                state.forget()
+                return None
             raise StoreUnavailable(f"the session was saved by others {_TRIES} times in a row")
         except StoreError as error:
             self._failed(error)
@@ -411,13 +412,18 @@ class SessionManager:
         state.created = record.created
         state.settle()
 
-    def _absorb(self, state: State, current: Record) -> None:
-        """Merge what another request saved into *state*, which then stands on it."""
+    def _absorb(self, state: State, current: Record) -> bool:
+        """Merge what another request saved into *state*, which then stands on it.
+
+        False if that request made it somebody else's: nothing of a session that was left
+        comes into the one that follows it.
+        """
         before = None if state.record is None else state.record.principal
         if state.ended or (before is not None and state.principal != before):
-            # Nothing of a session that was left comes into the one that follows it.
-            state.record = current
-            return
+            state.record = current  # this request left it
+            return True
+        if before is not None and current.principal != before:
+            return False
         try:
             theirs = self.codec.decode(current.payload)
         except DecodeError as error:
@@ -431,6 +437,7 @@ class SessionManager:
         if self._observe is not None:
             label = self._label(state.token)
             self._observe(events.SessionMerged(tuple(contested), session=label))
+        return True
 
     # -- rules ------------------------------------------------------------------------
 
