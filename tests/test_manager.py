@@ -698,6 +698,23 @@ def test_a_cookie_too_large_can_be_made_smaller(site: Site) -> None:
     assert browser.data() == {"a": 1, "b": 2}
 
 
+@pytest.mark.cookie_stores
+def test_a_renewal_too_large_can_be_taken_back(site: Site) -> None:
+    """A login that does not fit into the cookie, and is reverted, leaves the session as it was."""
+    browser = site.browser(a=1)
+
+    def view(session: Session) -> None:
+        session["big"] = os.urandom(9000)
+        session.bind("ann")
+        with pytest.raises(SessionTooLarge):
+            session.save()
+        session.revert()
+        session["b"] = 2
+
+    browser.visit(view)
+    assert browser.visit(lambda s: (dict(s), s.principal)).result == ({"a": 1, "b": 2}, None)
+
+
 def _set_and_save(session: Session, value: object) -> None:
     session["value"] = value
     session.save()

@@ -360,7 +360,11 @@ class SessionManager:
         self.store.delete(token, now, record.version)
         state.token = state.record = None
         expires = None if state.restarted or state.until is not None else record.expires
-        self._create(state, now, events.SessionRenewed, expires)
+        try:
+            self._create(state, now, events.SessionRenewed, expires)
+        except SessionTooLarge:
+            state.token, state.record = token, record  # a cookie, and as good as before
+            raise
 
     def _update(self, state: State, token: str, record: Record, now: float) -> None:
         payload = record.payload if state.pristine else self.codec.encode(state.data)
