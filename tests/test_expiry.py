@@ -405,6 +405,17 @@ def test_browsers_keep_nothing_for_longer_than_400_days(
     assert _age(site.browser().put(a=1).set_cookie) == 400 * DAY
 
 
+def test_a_cookie_that_browsers_cut_is_renewed_in_time(make_site: MakeSite) -> None:
+    """A session of years does not end for its cookie's sake while its visitor comes every week."""
+    site = make_site(SESSION_EXPIRE_AT_BROWSER_CLOSE=False)
+    browser = site.browser()
+    browser.visit(lambda session: setattr(session, "lifetime", timedelta(days=3650)))
+    for _ in range(15):
+        site.clock.advance(7 * DAY)
+        last = browser.visit(dict)
+    assert _age(last.set_cookie) == 400 * DAY
+
+
 @pytest.mark.server_stores
 @pytest.mark.parametrize("name", ["persistent", "lifetime"])
 def test_the_age_of_a_cookie_cannot_change_late(site: Site, name: str) -> None:

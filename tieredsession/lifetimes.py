@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tieredsession.contracts import Record
+from tieredsession.cookies import MAX_AGE
 from tieredsession.state import LIFETIME, State
 
 
@@ -18,7 +19,8 @@ class Lifetimes:
         idle: from the last use, give or take *refresh*.
         absolute: from the creation, whatever the use; ``None`` for no limit.
         refresh: the share of *idle* that has to pass before a use is written down: with
-            0.25 an unused session ends between 75 % and 100 % of *idle*.
+            0.25 an unused session ends between 75 % and 100 % of *idle*. Of an *idle* beyond
+            what browsers keep, it is the share of that: whoever comes now and then stays.
         persistent: whether cookies outlive the browser.
     """
 
@@ -50,7 +52,7 @@ class Lifetimes:
         if state.until is not None:
             return True
         idle = self.idle_of(state.data)
-        step = idle * self.refresh
+        step = min(idle, MAX_AGE) * self.refresh
         if expires > record.expires:
             return now >= record.expires - idle + step
         return record.expires - expires > step
