@@ -322,7 +322,7 @@ def test_the_sites_age_was_lowered(make_site: MakeSite, clock: FakeClock) -> Non
     assert new.open(browser).expires == clock.now + HOUR
 
 
-@pytest.mark.parametrize("value", ["soon", True, -5, 0], ids=repr)
+@pytest.mark.parametrize("value", ["soon", True, -5, 0, 2**33], ids=repr)
 def test_a_lifetime_that_is_none(site: Site, clock: FakeClock, value: Any) -> None:
     """Whatever an application keeps under the key of the lifetime, the site's own is the rule."""
     browser = site.browser(_lifetime=value)

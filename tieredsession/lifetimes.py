@@ -8,6 +8,7 @@ from typing import Any
 
 from tieredsession.contracts import Record
 from tieredsession.cookies import MAX_AGE
+from tieredsession.session import MAX_LIFETIME
 from tieredsession.state import LIFETIME, State
 
 
@@ -32,7 +33,7 @@ class Lifetimes:
     def idle_of(self, data: Mapping[str, Any]) -> int:
         """Seconds of idleness that the session with this *data* survives."""
         own = data.get(LIFETIME)
-        return own if type(own) is int and own > 0 else self.idle
+        return own if type(own) is int and 0 < own <= MAX_LIFETIME else self.idle
 
     def expiry(self, state: State, created: float, now: float) -> float:
         """When a session that is used *now* ends, in whole seconds."""

@@ -162,12 +162,12 @@ class Session(MutableMapping[str, Any]):
         if value is None:
             state.data.pop(LIFETIME, None)
         else:
-            seconds = int(value.total_seconds() if isinstance(value, timedelta) else value)
-            if not 0 < seconds <= MAX_LIFETIME:
+            seconds = value.total_seconds() if isinstance(value, timedelta) else value
+            if not 1 <= seconds <= MAX_LIFETIME:
                 raise ValueError(
                     f"a lifetime is from 1 to {MAX_LIFETIME} seconds; destroy() ends a session"
                 )
-            state.data[LIFETIME] = seconds
+            state.data[LIFETIME] = int(seconds)
         state.restarted = True
 
     @property
