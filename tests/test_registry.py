@@ -215,6 +215,22 @@ def test_a_hybrid_store(
     assert store.server.load(known, NOW) is not None
 
 
+def test_a_hybrid_store_of_a_long_path(
+    sqlite: dict[str, Any], open_one: Callable[[Settings], Any]
+) -> None:
+    """What fits into no cookie beside a long path goes to the server, and is not refused."""
+    hybrid = {**sqlite, "SESSION_STORE": f"{STORES}.HybridSessionStore"}
+    settings = make(**hybrid, SESSION_COOKIE_PATH="/" + 600 * "p", SESSION_COOKIE_COMPRESS=False)
+    manager = open_manager(settings, store=open_one(settings))
+    for size in range(2400, 2800, 7):
+        session = manager.open(None)
+        session["x"] = size * "x"
+        session.persistent = True
+        reply = manager.close(session)
+        assert reply is not None
+        assert manager.open(pair(reply.set_cookie))["x"] == size * "x"
+
+
 def test_a_hybrid_store_over_nothing_known() -> None:
     """The hybrid store names the server stores that there are."""
     given = {"SESSION_STORE": f"{STORES}.HybridSessionStore", "SESSION_STORE_URL": "mysql://h"}

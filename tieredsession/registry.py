@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tieredsession.codec import MsgpackCodec, OwnType
 from tieredsession.contracts import Cache, Observer, SessionStore
-from tieredsession.cookies import CookieWriter
+from tieredsession.cookies import MAX_AGE, MAX_LINE, CookieWriter
 from tieredsession.errors import ConfigurationError, MissingDependencyError
 from tieredsession.keyring import Keyring
 from tieredsession.lifetimes import Lifetimes
@@ -86,8 +86,11 @@ def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> Sessio
         raise ConfigurationError(f"SESSION_STORE_URL has the unknown scheme {scheme!r}: {known}")
     server = _with_cache(_make(SERVER_STORES[scheme], options), settings, options)
     cookie = _make(COOKIE_STORE, replace(options, url=None))
-    hybrid: SessionStore = _import(HYBRID_STORE)(cookie, server)
-    return hybrid
+    from tieredsession.stores.hybrid import COOKIE_LIMIT, HybridSessionStore
+
+    # A long path or domain leaves less of the line to the token.
+    room = MAX_LINE - len(_cookie_writer(settings).write("", MAX_AGE))
+    return HybridSessionStore(cookie, server, min(COOKIE_LIMIT, room))
 
 
 def _make(path: str, options: StoreOptions) -> SessionStore:
@@ -145,15 +148,7 @@ def open_manager(
         store = open_store(settings, observers)
     if settings.session_pickle:
         _check_revocable(store, "SESSION_PICKLE")
-    cookie = CookieWriter(
-        settings.session_cookie_name,
-        domain=settings.session_cookie_domain,
-        path=settings.session_cookie_path,
-        secure=settings.session_cookie_secure,
-        httponly=settings.session_cookie_httponly,
-        samesite=settings.session_cookie_samesite,
-        partitioned=settings.session_cookie_partitioned,
-    )
+    cookie = _cookie_writer(settings)
     return SessionManager(
         store,
         MsgpackCodec(
@@ -174,6 +169,18 @@ def open_manager(
         importer=_importer(settings, cookie),
         observers=observers,
         clock=clock,
+    )
+
+
+def _cookie_writer(settings: Settings) -> CookieWriter:
+    return CookieWriter(
+        settings.session_cookie_name,
+        domain=settings.session_cookie_domain,
+        path=settings.session_cookie_path,
+        secure=settings.session_cookie_secure,
+        httponly=settings.session_cookie_httponly,
+        samesite=settings.session_cookie_samesite,
+        partitioned=settings.session_cookie_partitioned,
     )
 
 
