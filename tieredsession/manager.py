@@ -184,8 +184,9 @@ class SessionManager:
         With *keep* the one of this request, this is "log out everywhere else".
         """
         mine = None if keep is None else self._label(keep._token())
-        others = lambda key: mine is None or mine not in key  # noqa: E731
-        return end_where(self.store, principal, others, self.clock())
+        return end_where(
+            self.store, principal, lambda key: mine is None or mine not in key, self.clock()
+        )
 
     # -- what a session asks for ------------------------------------------------------
 
