@@ -103,14 +103,14 @@ def _same(one: Any, other: Any, encode: Encode) -> bool:
     """
     if one is MISSING or other is MISSING:
         return one is other
+    if type(one) is dict and type(other) is dict:
+        return one.keys() == other.keys() and all(
+            _same(part, other[key], encode) for key, part in one.items()
+        )
     try:
-        if encode({"": one}) == encode({"": other}):
-            return True
+        return encode({"": one}) == encode({"": other})
     except UnstorableError:  # which no store can hold, so it is new; the save will say so
         return False
-    if type(one) is dict and type(other) is dict and one.keys() == other.keys():
-        return all(_same(part, other[key], encode) for key, part in one.items())
-    return False
 
 
 def _or(value: Any, default: Any) -> Any:
