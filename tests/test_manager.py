@@ -715,6 +715,27 @@ def test_a_renewal_too_large_can_be_taken_back(site: Site) -> None:
     assert browser.visit(lambda s: (dict(s), s.principal)).result == ({"a": 1, "b": 2}, None)
 
 
+@pytest.mark.cookie_stores
+@pytest.mark.parametrize(
+    ("then", "data"),
+    [(Session.clear, {}), (Session.destroy, {}), (Session.revert, {"a": 1})],
+    ids=["clear", "destroy", "revert"],
+)
+def test_a_cookie_whose_renewal_failed(site: Site, then: Step, data: dict[str, Any]) -> None:
+    """A cookie that could not be renewed is still good, so it can be kept, and has to be ended."""
+    browser = site.browser(a=1)
+
+    def view(session: Session) -> None:
+        session.bind("ann")
+        site.chaos.fail("create")
+        with pytest.raises(StoreUnavailable):
+            session.save()
+        then(session)
+
+    browser.visit(view)
+    assert browser.data() == data
+
+
 def _set_and_save(session: Session, value: object) -> None:
     session["value"] = value
     session.save()

@@ -363,8 +363,9 @@ class SessionManager:
         expires = None if state.restarted or state.until is not None else record.expires
         try:
             self._create(state, now, events.SessionRenewed, expires)
-        except SessionTooLarge:
-            state.token, state.record = token, record  # a cookie, and as good as before
+        except (SessionTooLarge, StoreError):
+            if self.store.label(token) is None:  # the token is the data, and as good as before
+                state.token, state.record = token, record
             raise
 
     def _update(self, state: State, token: str, record: Record, now: float) -> None:
