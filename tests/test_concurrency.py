@@ -144,6 +144,25 @@ def test_overtaken_again_while_merging(site: Site) -> None:
     assert len(site.events.of(SessionMerged)) == 3
 
 
+class Cart:
+    """What only pickle can keep; two of them are never equal."""
+
+    def __init__(self) -> None:
+        self.items: list[str] = []
+
+
+def test_a_pickled_object_that_one_changed(make_site: MakeSite) -> None:
+    """A change inside a pickled object is not undone by whoever left the object alone (P5)."""
+    site = make_site(SESSION_PICKLE=True)
+    browser = site.browser(cart=Cart(), n=0)
+    other, own = site.open(browser), site.open(browser)
+    own["n"] = 1
+    other["cart"].items.append("tea")
+    site.manager.close(other)
+    site.manager.close(own)
+    assert browser.visit(lambda s: (s["cart"].items, s["n"])).result == (["tea"], 1)
+
+
 def test_a_reader_does_not_undo_a_writer(site: Site) -> None:
     """A request that only read saves nothing, whatever was saved in the meantime."""
     browser = site.browser(a=1)
@@ -414,6 +433,30 @@ def test_a_renewal_takes_along_what_was_written(site: Site) -> None:
     assert site.rows == 1
 
 
+@pytest.mark.parametrize("step", ["renew", "bind"])
+def test_a_renewal_leaves_the_csrf_token_behind(site: Site, step: str) -> None:
+    """A token that another request made under the old id is not the new id's (security 86)."""
+    browser = site.browser(a=1)
+    thief = site.open(browser)
+    token = thief.csrf_token()
+    own = site.open(browser)
+    ENDS[step](own)
+    site.manager.close(thief)
+    browser.take(site.manager.close(own))
+    assert browser.visit(lambda s: (s["a"], s.check_csrf_token(token))).result == (1, False)
+
+
+def test_a_renewal_keeps_its_own_csrf_token(site: Site) -> None:
+    """The token of the form that a login shows is good, whatever another request made."""
+    browser = site.browser(a=1)
+    own = site.open(browser)
+    own.bind("ann")
+    token = own.csrf_token()
+    browser.copy().visit(lambda session: session.csrf_token())
+    browser.take(site.manager.close(own))
+    assert browser.visit(lambda session: session.check_csrf_token(token)).result
+
+
 def test_a_logout_before_a_renewal(site: Site) -> None:
     """A session that was ended while it was being renewed is not renewed (I12)."""
     browser = site.browser(a=1)
@@ -451,6 +494,15 @@ def test_a_write_beside_a_clear_logs_nobody_in(site: Site, left: Step, first: bo
     overlap(site, browser, *order)
     assert browser.visit(lambda session: session.principal).result is None
     assert "a" not in browser.data()
+
+
+def test_a_write_beside_a_clear_is_dropped(site: Site) -> None:
+    """What a user's slow request saves after clear() is not in what nobody's session holds."""
+    browser = site.browser()
+    browser.visit(lambda s: s.bind("ann"), put(a=1))
+    overlap(site, browser, steps(ENDS["clear"], put(c=1)), put(secret="ann's"))
+    assert browser.data() == {"c": 1}
+    assert site.events.names[-1] == "SessionGone"
 
 
 # -- the cookie store -----------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -71,6 +73,23 @@ def test_a_flood_of_values_is_none() -> None:
     assert find("; ".join(f"{NAME}={value}" for value in values[:8]), NAME) == values[:8]
     assert find("; ".join(f"{NAME}={value}" for value in values), NAME) == []
     assert find("; ".join([f"{NAME}=same"] * 100), NAME) == ["same"]
+
+
+class Flood(str):
+    """A header with no end of values, which tells how many were looked at."""
+
+    __slots__ = ("looked_at",)
+
+    def split(self, *_: Any) -> Iterator[str]:  # type: ignore[override]
+        for self.looked_at in range(1, 10_000):
+            yield f"{NAME}=v{self.looked_at}"
+
+
+def test_a_flood_of_values_costs_little() -> None:
+    """A header full of values, each of which is compared with all before it, is soon left."""
+    header = Flood(f"{NAME}=")
+    assert find(header, NAME) == []
+    assert header.looked_at == 9
 
 
 @given(st.text(max_size=60))

@@ -322,7 +322,7 @@ def test_the_sites_age_was_lowered(make_site: MakeSite, clock: FakeClock) -> Non
     assert new.open(browser).expires == clock.now + HOUR
 
 
-@pytest.mark.parametrize("value", ["soon", True, -5, 0], ids=repr)
+@pytest.mark.parametrize("value", ["soon", True, -5, 0, 2**33], ids=repr)
 def test_a_lifetime_that_is_none(site: Site, clock: FakeClock, value: Any) -> None:
     """Whatever an application keeps under the key of the lifetime, the site's own is the rule."""
     browser = site.browser(_lifetime=value)
@@ -403,6 +403,17 @@ def test_browsers_keep_nothing_for_longer_than_400_days(
         "SESSION_COOKIE_AGE: browsers cut a persistent cookie to 400 days"
     ]
     assert _age(site.browser().put(a=1).set_cookie) == 400 * DAY
+
+
+def test_a_cookie_that_browsers_cut_is_renewed_in_time(make_site: MakeSite) -> None:
+    """A session of years does not end for its cookie's sake while its visitor comes every week."""
+    site = make_site(SESSION_EXPIRE_AT_BROWSER_CLOSE=False)
+    browser = site.browser()
+    browser.visit(lambda session: setattr(session, "lifetime", timedelta(days=3650)))
+    for _ in range(15):
+        site.clock.advance(7 * DAY)
+        last = browser.visit(dict)
+    assert _age(last.set_cookie) == 400 * DAY
 
 
 @pytest.mark.server_stores

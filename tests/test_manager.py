@@ -715,6 +715,44 @@ def test_a_cookie_too_large_can_be_made_smaller(site: Site) -> None:
     assert browser.data() == {"a": 1, "b": 2}
 
 
+@pytest.mark.cookie_stores
+def test_a_renewal_too_large_can_be_taken_back(site: Site) -> None:
+    """A login that does not fit into the cookie, and is reverted, leaves the session as it was."""
+    browser = site.browser(a=1)
+
+    def view(session: Session) -> None:
+        session["big"] = os.urandom(9000)
+        session.bind("ann")
+        with pytest.raises(SessionTooLarge):
+            session.save()
+        session.revert()
+        session["b"] = 2
+
+    browser.visit(view)
+    assert browser.visit(lambda s: (dict(s), s.principal)).result == ({"a": 1, "b": 2}, None)
+
+
+@pytest.mark.cookie_stores
+@pytest.mark.parametrize(
+    ("then", "data"),
+    [(Session.clear, {}), (Session.destroy, {}), (Session.revert, {"a": 1})],
+    ids=["clear", "destroy", "revert"],
+)
+def test_a_cookie_whose_renewal_failed(site: Site, then: Step, data: dict[str, Any]) -> None:
+    """A cookie that could not be renewed is still good, so it can be kept, and has to be ended."""
+    browser = site.browser(a=1)
+
+    def view(session: Session) -> None:
+        session.bind("ann")
+        site.chaos.fail("create")
+        with pytest.raises(StoreUnavailable):
+            session.save()
+        then(session)
+
+    browser.visit(view)
+    assert browser.data() == data
+
+
 def _set_and_save(session: Session, value: object) -> None:
     session["value"] = value
     session.save()

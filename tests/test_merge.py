@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
+import datetime as dt
+from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tieredsession.merge import MISSING, MergeRule, counter, merge, queues, union
+from tieredsession.codec import MsgpackCodec
+from tieredsession.merge import MISSING, MergeRule, counter, queues, union
+from tieredsession.merge import merge as merge_of
+
+merge = partial(merge_of, encode=MsgpackCodec().encode)
+NOON = dt.datetime(2030, 1, 1, 12, tzinfo=dt.timezone.utc)
 
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -28,15 +36,16 @@ values: st.SearchStrategy[Any] = st.recursive(
 sessions = st.dictionaries(st.sampled_from("abcdef"), values, max_size=5)
 
 
-def exact(value: Any) -> Any:
-    """*value* with every type in it made visible, whatever the order of keys."""
+def exact(value: Any, ordered: bool = False) -> Any:
+    """*value* with every type in it made visible. In lists, the order of keys counts, too."""
     if type(value) is dict:
-        return {key: exact(part) for key, part in value.items()}
+        items = [(key, exact(part, ordered)) for key, part in value.items()]
+        return items if ordered else dict(items)
     if type(value) in (list, tuple):
-        return type(value), [exact(part) for part in value]
+        return type(value), [exact(part, ordered=True) for part in value]
     if type(value) in (set, frozenset):
         return type(value), {(type(part), part) for part in value}
-    return type(value), value
+    return type(value), repr(value)
 
 
 def merged(
@@ -189,11 +198,15 @@ def test_both_sides_changed(
         ({"x": 0}, {"x": False}),
         ((1,), (1.0,)),
         ([{"x": [1]}], [{"x": [1.0]}]),
+        (0.0, -0.0),
+        (Decimal("1.0"), Decimal("1.00")),
+        (Decimal("sNaN"), Decimal(1)),
+        (NOON, NOON.astimezone(dt.timezone(dt.timedelta(hours=1)))),
     ],
     ids=repr,
 )
-def test_a_change_of_type_is_a_change(before: Any, after: Any) -> None:
-    """A value that is equal to Python and of another type, nested too, is not lost in a merge."""
+def test_a_change_of_what_is_equal_is_a_change(before: Any, after: Any) -> None:
+    """A value that is equal to Python and stored in another way is not lost in a merge."""
     for mine, theirs in [
         ({"v": after}, {"v": before, "other": 1}),
         ({"v": before, "other": 1}, {"v": after}),
@@ -205,6 +218,21 @@ def test_not_a_number_is_no_change() -> None:
     """A NaN that nobody touched does not outdo what the other request saved."""
     base, mine = {"v": float("nan")}, {"v": float("nan"), "mine": 1}
     assert merge(base, mine, {"v": 2.0}, {}) == ({"v": 2.0, "mine": 1}, [])
+
+
+@given(values, values)
+@QUICK
+def test_the_order_of_keys_is_no_change(one: Any, other: Any) -> None:
+    """Who took a key out and put it back does not outdo who changed the value."""
+    base, moved = {"v": {"a": one, "b": 1}}, {"v": {"b": 1, "a": one}}
+    assert exact(merged(base, moved, {"v": other})) == exact({"v": other})
+    assert exact(merged(base, {"v": other}, moved)) == exact({"v": other})
+
+
+def test_what_cannot_be_stored_is_a_change() -> None:
+    """What no store can hold stays where it was put, for the save to refuse it by name."""
+    mine = {"v": [object()]}
+    assert merge({"v": [1]}, mine, {"v": [2]}, {}) == (mine, ["v"])
 
 
 def test_the_order_of_keys() -> None:

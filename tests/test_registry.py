@@ -215,6 +215,22 @@ def test_a_hybrid_store(
     assert store.server.load(known, NOW) is not None
 
 
+def test_a_hybrid_store_of_a_long_path(
+    sqlite: dict[str, Any], open_one: Callable[[Settings], Any]
+) -> None:
+    """What fits into no cookie beside a long path goes to the server, and is not refused."""
+    hybrid = {**sqlite, "SESSION_STORE": f"{STORES}.HybridSessionStore"}
+    settings = make(**hybrid, SESSION_COOKIE_PATH="/" + 600 * "p", SESSION_COOKIE_COMPRESS=False)
+    manager = open_manager(settings, store=open_one(settings))
+    for size in range(2400, 2800, 7):
+        session = manager.open(None)
+        session["x"] = size * "x"
+        session.persistent = True
+        reply = manager.close(session)
+        assert reply is not None
+        assert manager.open(pair(reply.set_cookie))["x"] == size * "x"
+
+
 def test_a_hybrid_store_over_nothing_known() -> None:
     """The hybrid store names the server stores that there are."""
     given = {"SESSION_STORE": f"{STORES}.HybridSessionStore", "SESSION_STORE_URL": "mysql://h"}
@@ -326,6 +342,22 @@ def test_pickle_is_for_those_who_ask() -> None:
     reply = manager.close(session)
     assert reply is not None
     assert manager.open(pair(reply.set_cookie))["x"] == Fraction(1, 3)
+
+
+@pytest.mark.parametrize(
+    "given", [{"SESSION_PICKLE": True}, {"SESSION_CACHE_URL": "memory://"}], ids=repr
+)
+def test_a_cookie_store_by_any_path(given: dict[str, Any]) -> None:
+    """A store in cookies has no pickles and no cache, by whatever path it is named."""
+    path = "tieredsession.stores.cookie.SecureCookieSessionStore"
+    with pytest.raises(ConfigurationError, match=next(iter(given))):
+        open_manager(make(SESSION_STORE=path, **given))
+
+
+def test_a_given_store_in_cookies() -> None:
+    """A store in cookies has no pickles, whatever store the settings name."""
+    with pytest.raises(ConfigurationError, match="SESSION_PICKLE"):
+        open_manager(make(**MEMORY, SESSION_PICKLE=True), store=open_store(make()))
 
 
 @pytest.mark.parametrize(("encrypt", "first"), [(False, 0x10), (True, 0x20)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import pickle
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -712,7 +713,7 @@ def test_lifetime_goes_back_to_the_sites(site: Site) -> None:
 
 @pytest.mark.one_of_each
 @pytest.mark.parametrize(
-    "lifetime", [0, -1, 0.5, dt.timedelta(0), 2**33, dt.timedelta.max], ids=repr
+    "lifetime", [0, -1, 0.5, dt.timedelta(0), 2**33, dt.timedelta.max, math.inf, math.nan], ids=repr
 )
 def test_a_lifetime_is_positive_and_finite(site: Site, lifetime: Any) -> None:
     """A lifetime of no time, or of more than a record can say, is refused when it is set."""

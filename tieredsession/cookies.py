@@ -50,8 +50,10 @@ def find(header: str | None, name: str) -> list[str]:
     for pair in header.split(";"):
         key, equals, value = pair.strip(" \t").partition("=")
         if key == name and equals and value and value not in values:
+            if len(values) == _MAX_CANDIDATES:
+                return []  # at once: each is compared with all before it
             values.append(value)
-    return values if len(values) <= _MAX_CANDIDATES else []
+    return values
 
 
 class CookieWriter:

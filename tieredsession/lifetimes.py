@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tieredsession.contracts import Record
-from tieredsession.session import LIFETIME
-from tieredsession.state import State
+from tieredsession.cookies import MAX_AGE
+from tieredsession.session import MAX_LIFETIME
+from tieredsession.state import LIFETIME, State
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Lifetimes:
         idle: from the last use, give or take *refresh*.
         absolute: from the creation, whatever the use; ``None`` for no limit.
         refresh: the share of *idle* that has to pass before a use is written down: with
-            0.25 an unused session ends between 75 % and 100 % of *idle*.
+            0.25 an unused session ends between 75 % and 100 % of *idle*. Of an *idle* beyond
+            what browsers keep, it is the share of that: whoever comes now and then stays.
         persistent: whether cookies outlive the browser.
     """
 
@@ -31,7 +33,7 @@ class Lifetimes:
     def idle_of(self, data: Mapping[str, Any]) -> int:
         """Seconds of idleness that the session with this *data* survives."""
         own = data.get(LIFETIME)
-        return own if type(own) is int and own > 0 else self.idle
+        return own if type(own) is int and 0 < own <= MAX_LIFETIME else self.idle
 
     def expiry(self, state: State, created: float, now: float) -> float:
         """When a session that is used *now* ends, in whole seconds."""
@@ -51,7 +53,7 @@ class Lifetimes:
         if state.until is not None:
             return True
         idle = self.idle_of(state.data)
-        step = idle * self.refresh
+        step = min(idle, MAX_AGE) * self.refresh
         if expires > record.expires:
             return now >= record.expires - idle + step
         return record.expires - expires > step

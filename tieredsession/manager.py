@@ -24,12 +24,12 @@ from tieredsession.errors import (
     StoreUnavailable,
 )
 from tieredsession.lifetimes import Lifetimes
-from tieredsession.merge import MergeRule, merge, queues
+from tieredsession.merge import MergeRule, queues
 from tieredsession.moving import Mover, is_as_imported
 from tieredsession.observers import fan_out, tell_operator
 from tieredsession.principals import SessionInfo, end_where, sessions_of
-from tieredsession.session import FLASH, PERSISTENT, Session
-from tieredsession.state import Fork, Imported, MovingIn, State
+from tieredsession.session import Session
+from tieredsession.state import FLASH, PERSISTENT, Fork, Imported, MovingIn, State
 
 if TYPE_CHECKING:
     from tieredsession.importing import Importer
@@ -155,7 +155,8 @@ class SessionManager:
         Raises:
             UnstorableError: there is a value that cannot be kept.
         """
-        return Fork(state, self.codec.decode(self.codec.encode(state.data)), self._rules)
+        codec = self.codec
+        return Fork(state, codec.decode(codec.encode(state.data)), self._rules, codec.encode)
 
     # -- the sessions of a principal --------------------------------------------------
 
@@ -183,8 +184,9 @@ class SessionManager:
         With *keep* the one of this request, this is "log out everywhere else".
         """
         mine = None if keep is None else self._label(keep._token())
-        others = lambda key: mine is None or mine not in key  # noqa: E731
-        return end_where(self.store, principal, others, self.clock())
+        return end_where(
+            self.store, principal, lambda key: mine is None or mine not in key, self.clock()
+        )
 
     # -- what a session asks for ------------------------------------------------------
 
@@ -230,14 +232,15 @@ class SessionManager:
                 try:
                     return self._save(state, now)
                 except Conflict as conflict:
-                    self._absorb(state, conflict.current)
+                    if self._absorb(state, conflict.current):
+                        continue
                 except Gone:
-                    # Ended by somebody else: nothing brings it back. Its cookie is left
-                    # alone, for it may be the successor's by now; a dead one goes with the
-                    # next request.
-                    self._emit(events.SessionGone, state.token)
-                    state.forget()
-                    return None
+                    pass
+                # Ended by somebody else: nothing brings it back. Its cookie is left alone,
+                # for it may be the successor's by now; a dead one goes with the next request.
+                self._emit(events.SessionGone, state.token)
+                state.forget()
+                return None
             raise StoreUnavailable(f"the session was saved by others {_TRIES} times in a row")
         except StoreError as error:
             self._failed(error)
@@ -358,7 +361,12 @@ class SessionManager:
         self.store.delete(token, now, record.version)
         state.token = state.record = None
         expires = None if state.restarted or state.until is not None else record.expires
-        self._create(state, now, events.SessionRenewed, expires)
+        try:
+            self._create(state, now, events.SessionRenewed, expires)
+        except (SessionTooLarge, StoreError):
+            if self.store.label(token) is None:  # the token is the data, and as good as before
+                state.token, state.record = token, record
+            raise
 
     def _update(self, state: State, token: str, record: Record, now: float) -> None:
         payload = record.payload if state.pristine else self.codec.encode(state.data)
@@ -410,28 +418,32 @@ class SessionManager:
         state.created = record.created
         state.settle()
 
-    def _absorb(self, state: State, current: Record) -> None:
-        """Merge what another request saved into *state*, which then stands on it."""
+    def _absorb(self, state: State, current: Record) -> bool:
+        """Merge what another request saved into *state*, which then stands on it.
+
+        False if that request made it somebody else's: nothing of a session that was left
+        comes into the one that follows it.
+        """
         before = None if state.record is None else state.record.principal
         if state.ended or (before is not None and state.principal != before):
-            # Nothing of a session that was left comes into the one that follows it.
-            state.record = current
-            return
+            state.record = current  # this request left it
+            return True
+        if before is not None and current.principal != before:
+            return False
         try:
             theirs = self.codec.decode(current.payload)
         except DecodeError as error:
             raise StoreError(f"the session cannot be merged: {error}") from None
         base = {} if state.record is None else self.codec.decode(state.record.payload)
-        merged, contested = merge(base, state.data, theirs, self._rules)
+        contested = state.absorb(base, theirs, self._rules, self.codec.encode)
         state.pristine = False
-        state.data.clear()
-        state.data.update(merged)
         if state.principal == before:
             state.principal = current.principal
         state.record = current
         if self._observe is not None:
             label = self._label(state.token)
             self._observe(events.SessionMerged(tuple(contested), session=label))
+        return True
 
     # -- rules ------------------------------------------------------------------------
 

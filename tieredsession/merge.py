@@ -11,11 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tieredsession.errors import UnstorableError
+
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 """Stands in a merge rule for a key that one side does not have."""
 
 MergeRule = Callable[[Any, Any, Any], Any]
 """``rule(base, mine, theirs)`` answers the merged value, or ``MISSING`` to drop the key."""
+
+Encode = Callable[[Mapping[str, Any]], bytes]
+"""Session data to bytes, as a ``Codec`` does."""
 
 
 def counter(base: Any, mine: Any, theirs: Any) -> Any:
@@ -54,16 +59,18 @@ def merge(
     mine: Mapping[str, Any],
     theirs: Mapping[str, Any],
     rules: Mapping[str, MergeRule],
+    encode: Encode,
 ) -> tuple[dict[str, Any], list[str]]:
     """The merged data, and the keys that both had changed.
 
-    *rules* maps top-level keys to what decides for them.
+    *rules* maps top-level keys to what decides for them. Values are the same if *encode* says
+    so.
     """
     merged: dict[str, Any] = {}
     contested: list[str] = []
     for key in [*theirs, *(key for key in mine if key not in theirs)]:
         values = (base.get(key, MISSING), mine.get(key, MISSING), theirs.get(key, MISSING))
-        value, both = _merge_value(*values, rules.get(key))
+        value, both = _merge_value(*values, rules.get(key), encode)
         if both:
             contested.append(key)
         if value is not MISSING:
@@ -71,36 +78,39 @@ def merge(
     return merged, contested
 
 
-def _merge_value(base: Any, mine: Any, theirs: Any, rule: MergeRule | None) -> tuple[Any, bool]:
-    if _same(theirs, base):
+def _merge_value(
+    base: Any, mine: Any, theirs: Any, rule: MergeRule | None, encode: Encode
+) -> tuple[Any, bool]:
+    if _same(theirs, base, encode):
         return mine, False  # itself, for it may have been handed out
-    if _same(mine, base):
+    if _same(mine, base, encode):
         return theirs, False
     if rule is not None:
         return rule(base, mine, theirs), True  # two equal increments are two increments
-    if _same(mine, theirs):
+    if _same(mine, theirs, encode):
         return theirs, False
     if type(mine) is dict and type(theirs) is dict:
-        merged, contested = merge(base if type(base) is dict else {}, mine, theirs, {})
+        merged, contested = merge(base if type(base) is dict else {}, mine, theirs, {}, encode)
         return merged, bool(contested)
     return mine, True
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equal, and of the same types all through.
+def _same(one: Any, other: Any, encode: Encode) -> bool:
+    """Whether both are stored alike, but for the order of keys.
 
-    1, 1.0 and True are equal to Python and different values to whoever stored them; and what
-    is not a number has not changed for being unequal to itself.
+    Python's own answer is another: 1, 1.0 and True are equal to it, so are two times of one
+    instant in different zones, and an object of a class without ``__eq__`` is equal to nothing.
     """
-    if type(one) is not type(other):
+    if one is MISSING or other is MISSING:
+        return one is other
+    if type(one) is dict and type(other) is dict:
+        return one.keys() == other.keys() and all(
+            _same(part, other[key], encode) for key, part in one.items()
+        )
+    try:
+        return encode({"": one}) == encode({"": other})
+    except UnstorableError:  # which no store can hold, so it is new; the save will say so
         return False
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, (set, frozenset)):
-        return {(type(item), item) for item in one} == {(type(item), item) for item in other}
-    return bool(one == other) or (one != one and other != other)
 
 
 def _or(value: Any, default: Any) -> Any:

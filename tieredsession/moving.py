@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from tieredsession.contracts import Codec, Observer
 from tieredsession.errors import UnstorableError
 from tieredsession.events import ImportRefused
-from tieredsession.session import CSRF, DEVICE, FLASH, LIFETIME, PERSISTENT
-from tieredsession.state import Imported, MovingIn, State
+from tieredsession.state import CSRF, DEVICE, FLASH, LIFETIME, PERSISTENT, Imported, MovingIn, State
 
 if TYPE_CHECKING:
     from tieredsession.importing import Foreign, Importer

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from tieredsession.contracts import ByPrincipal, Codec, SessionStore
 from tieredsession.errors import ConfigurationError, Conflict, DecodeError, Gone
-from tieredsession.session import DEVICE
+from tieredsession.state import DEVICE
 
 
 class SessionInfo(NamedTuple):

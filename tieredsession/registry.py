@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tieredsession.codec import MsgpackCodec, OwnType
 from tieredsession.contracts import Cache, Observer, SessionStore
-from tieredsession.cookies import CookieWriter
+from tieredsession.cookies import MAX_AGE, MAX_LINE, CookieWriter
 from tieredsession.errors import ConfigurationError, MissingDependencyError
 from tieredsession.keyring import Keyring
 from tieredsession.lifetimes import Lifetimes
@@ -86,8 +86,11 @@ def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> Sessio
         raise ConfigurationError(f"SESSION_STORE_URL has the unknown scheme {scheme!r}: {known}")
     server = _with_cache(_make(SERVER_STORES[scheme], options), settings, options)
     cookie = _make(COOKIE_STORE, replace(options, url=None))
-    hybrid: SessionStore = _import(HYBRID_STORE)(cookie, server)
-    return hybrid
+    from tieredsession.stores.hybrid import COOKIE_LIMIT, HybridSessionStore
+
+    # A long path or domain leaves less of the line to the token.
+    room = MAX_LINE - len(_cookie_writer(settings).write("", MAX_AGE))
+    return HybridSessionStore(cookie, server, min(COOKIE_LIMIT, room))
 
 
 def _make(path: str, options: StoreOptions) -> SessionStore:
@@ -101,6 +104,7 @@ def _make(path: str, options: StoreOptions) -> SessionStore:
 def _with_cache(store: SessionStore, settings: Settings, options: StoreOptions) -> SessionStore:
     if settings.session_cache_url is None:
         return store
+    _check_revocable(store, "SESSION_CACHE_URL")
     from tieredsession.stores.tiered import TieredSessionStore
 
     return TieredSessionStore(
@@ -114,6 +118,15 @@ def _with_cache(store: SessionStore, settings: Settings, options: StoreOptions) 
     )
 
 
+def _check_revocable(store: SessionStore, name: str) -> None:
+    """As the settings check by the path of a store; one may have several, or come without."""
+    if not store.revocable:
+        raise ConfigurationError(
+            f"{name} is for stores that keep the data on the server, and "
+            f"{type(store).__name__} keeps it in cookies: use another store, or remove {name}"
+        )
+
+
 def open_manager(
     settings: Settings,
     *,
@@ -125,19 +138,19 @@ def open_manager(
     """A manager as *settings* describe it, over *store* or the one that they name.
 
     *own_types* are what sessions of a framework can hold besides.
+
+    Raises:
+        ConfigurationError: a store cannot be made as they say, or may not hold pickles.
+        MissingDependencyError: what they ask for needs an extra that is not installed.
     """
     observers = tuple(observers)
-    cookie = CookieWriter(
-        settings.session_cookie_name,
-        domain=settings.session_cookie_domain,
-        path=settings.session_cookie_path,
-        secure=settings.session_cookie_secure,
-        httponly=settings.session_cookie_httponly,
-        samesite=settings.session_cookie_samesite,
-        partitioned=settings.session_cookie_partitioned,
-    )
+    if store is None:
+        store = open_store(settings, observers)
+    if settings.session_pickle:
+        _check_revocable(store, "SESSION_PICKLE")
+    cookie = _cookie_writer(settings)
     return SessionManager(
-        store if store is not None else open_store(settings, observers),
+        store,
         MsgpackCodec(
             pickle=settings.session_pickle,
             tables=settings.session_cookie_compress
@@ -156,6 +169,18 @@ def open_manager(
         importer=_importer(settings, cookie),
         observers=observers,
         clock=clock,
+    )
+
+
+def _cookie_writer(settings: Settings) -> CookieWriter:
+    return CookieWriter(
+        settings.session_cookie_name,
+        domain=settings.session_cookie_domain,
+        path=settings.session_cookie_path,
+        secure=settings.session_cookie_secure,
+        httponly=settings.session_cookie_httponly,
+        samesite=settings.session_cookie_samesite,
+        partitioned=settings.session_cookie_partitioned,
     )
 
 

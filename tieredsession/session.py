@@ -11,16 +11,8 @@ from typing import Any, NoReturn, Protocol
 
 from tieredsession.contracts import Codec, Record
 from tieredsession.errors import HeadersSentError
-from tieredsession.state import Imported, State
+from tieredsession.state import CSRF, DEVICE, FLASH, LIFETIME, PERSISTENT, Imported, State
 from tieredsession.tokens import encode_base64
-
-FLASH = "_flash"
-CSRF = "_csrf"
-LIFETIME = "_lifetime"
-PERSISTENT = "_persistent"
-DEVICE = "_device"
-"""Keys of the session in which its own features keep their data. They are saved, merged
-and shown like any other."""
 
 MAX_LIFETIME = 10 * 366 * 24 * 3600
 """Seconds; ten years. Expiries have to fit into 32 bits, which end in 2106."""
@@ -170,12 +162,12 @@ class Session(MutableMapping[str, Any]):
         if value is None:
             state.data.pop(LIFETIME, None)
         else:
-            seconds = int(value.total_seconds() if isinstance(value, timedelta) else value)
-            if not 0 < seconds <= MAX_LIFETIME:
+            seconds = value.total_seconds() if isinstance(value, timedelta) else value
+            if not 1 <= seconds <= MAX_LIFETIME:
                 raise ValueError(
                     f"a lifetime is from 1 to {MAX_LIFETIME} seconds; destroy() ends a session"
                 )
-            state.data[LIFETIME] = seconds
+            state.data[LIFETIME] = int(seconds)
         state.restarted = True
 
     @property

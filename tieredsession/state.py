@@ -7,7 +7,15 @@ from copy import copy
 from typing import Any, NamedTuple
 
 from tieredsession.contracts import Record
-from tieredsession.merge import MergeRule, merge
+from tieredsession.merge import Encode, MergeRule, merge
+
+FLASH = "_flash"
+CSRF = "_csrf"
+LIFETIME = "_lifetime"
+PERSISTENT = "_persistent"
+DEVICE = "_device"
+"""Keys of the session in which its own features keep their data. They are saved, merged
+and shown like any other."""
 
 
 class Imported(NamedTuple):
@@ -104,6 +112,21 @@ class State:
         self.token = self.record = self.principal = self.created = None
         self.settle()
 
+    def absorb(
+        self,
+        base: Mapping[str, Any],
+        theirs: Mapping[str, Any],
+        rules: Mapping[str, MergeRule],
+        encode: Encode,
+    ) -> list[str]:
+        """Take in what others made of *base*; the keys that both sides had changed."""
+        merged, contested = merge(base, self.data, theirs, rules, encode)
+        if self.renewed and CSRF not in self.data:
+            merged.pop(CSRF, None)  # theirs is the old id's, and known to whoever has that
+        self.data.clear()
+        self.data.update(merged)
+        return contested
+
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing worth a session: no data, and nobody's name."""
@@ -117,13 +140,21 @@ class Fork:
         state: what the request goes on with.
         data: a deep copy of its data.
         rules: for what both sides change.
+        encode: tells what changed.
     """
 
-    def __init__(self, state: State, data: dict[str, Any], rules: Mapping[str, MergeRule]) -> None:
+    def __init__(
+        self,
+        state: State,
+        data: dict[str, Any],
+        rules: Mapping[str, MergeRule],
+        encode: Encode,
+    ) -> None:
         self._state = state
         self._before = copy(state)
         self._before.data = data
         self._rules = rules
+        self._encode = encode
         self.copy = copy(state)
         self.copy.data = dict(data)
         state.settle()  # what the copy sees to; whatever is asked from now on is asked anew
@@ -136,9 +167,7 @@ class Fork:
             if after.is_empty and not before.is_empty:
                 state.forget()  # it was ended by somebody else, before these changes
             else:
-                merged, _ = merge(before.data, state.data, after.data, self._rules)
-                state.data.clear()
-                state.data.update(merged)
+                state.absorb(before.data, after.data, self._rules, self._encode)
         # Else nothing of the session that was left comes into the one that follows it.
         for name in ("principal", "created"):
             if getattr(state, name) == getattr(before, name):

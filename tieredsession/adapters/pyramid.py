@@ -75,9 +75,9 @@ from tieredsession.errors import ConfigurationError, HeadersSentError, StoreUnav
 from tieredsession.frontend import PlainHTTPWatch
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
-from tieredsession.session import CSRF, Session
+from tieredsession.session import Session
 from tieredsession.settings import SETTINGS, Settings
-from tieredsession.state import State
+from tieredsession.state import CSRF, State
 from tieredsession.wsgi import is_finished
 
 INI_NAMES = {
