@@ -322,12 +322,15 @@ class Session(MutableMapping[str, Any]):
             token = self._changeable().data[CSRF] = encode_base64(os.urandom(16))
         return str(token)
 
-    def check_csrf_token(self, token: str) -> bool:
-        """Whether *token* came from a form of this session; the time tells nothing."""
+    def check_csrf_token(self, token: str | None) -> bool:
+        """Whether *token* came from a form of this session; the time tells nothing.
+
+        ``None``, what a form without the field gives, never did.
+        """
         expected = self.get(CSRF)
-        return expected is not None and hmac.compare_digest(
-            str(expected).encode(), token.encode("utf-8", "replace")
-        )
+        if expected is None or token is None:
+            return False
+        return hmac.compare_digest(str(expected).encode(), token.encode("utf-8", "replace"))
 
     # -- inside -----------------------------------------------------------------------
 

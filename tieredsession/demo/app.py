@@ -150,7 +150,7 @@ class Demo:
     def _change(self, request: Request) -> Response:
         with self._meter.cost.watch():
             session = request.session
-            allowed = session.check_csrf_token(request.form.get("csrf", ""))
+            allowed = session.check_csrf_token(request.form.get("csrf"))
         if not allowed:
             return self._show(
                 request,
