@@ -877,8 +877,20 @@ def test_two_saves_at_once(make_site: MakeSite, server: Server) -> None:
     assert stored(site, browser) == {"a": 1}
 
 
+def unavailable(session: Session) -> None:
+    """A step that meets an outage of some other store."""
+    raise StoreUnavailable("elsewhere")
+
+
 @pytest.mark.server_stores
-def test_a_response_waits_for_a_save_that_is_under_way(make_site: MakeSite, server: Server) -> None:
+@pytest.mark.parametrize(
+    ("status", "last"),
+    [(200, nothing), (500, nothing), (503, unavailable)],
+    ids=["success", "failure", "outage"],
+)
+def test_a_response_waits_for_a_save_that_is_under_way(
+    make_site: MakeSite, server: Server, status: int, last: Step
+) -> None:
     """A response that starts while a task saves the session has the cookie of that save."""
     site = make_site()
     slow = Slow(site.store, "delete")
@@ -894,7 +906,7 @@ def test_a_response_waits_for_a_save_that_is_under_way(make_site: MakeSite, serv
                 while not slow.waiting.is_set():
                     await anyio.sleep(0)
 
-            app = wrap(site, App(before), slow)
+            app = wrap(site, App(each(before, last), status=status), slow)
             tasks.start_soon(app, make_scope(site.header(browser.cookie)), receive, answer.send)
             while not slow.waiting.is_set():
                 await anyio.sleep(0)
@@ -903,6 +915,7 @@ def test_a_response_waits_for_a_save_that_is_under_way(make_site: MakeSite, serv
             slow.go_on.set()
 
     server.run(main)
+    assert answer.status == status
     (line,) = answer.cookies
     browser.cookie = line.partition("=")[2]
     assert stored(site, browser) == {"a": 1}

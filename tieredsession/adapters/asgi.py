@@ -213,6 +213,12 @@ class Session(_core.Session):
                 finally:
                     fork.join()
 
+    async def _wait_for_saves(self) -> None:
+        """Let the saves that are under way come to their end, for they may owe a cookie."""
+        if self._saving is not None:
+            async with self._saving:
+                pass
+
 
 async def _run_to_its_end(work: Callable[[], None]) -> None:
     """Run *work* in a worker thread. Once that has begun, nothing ends the wait for it.
@@ -452,7 +458,9 @@ def _add(overrides: dict[str, Any], keyword: str, name: str, value: object) -> N
 async def _start(session: Session, message: Message) -> Message:
     """Save, and the *message* that starts the response with what it owes to the session."""
     manager, status = session._manager, message.get("status", 200)
-    if manager.blocking and status < 500:
+    if status >= 500:
+        await session._wait_for_saves()
+    elif manager.blocking:
         await session._save()
     reply = manager.close(session, status, saved=manager.blocking)
     if reply is not None:
@@ -510,6 +518,7 @@ async def _answer_unavailable(session: Session, scope: Scope, send: Send) -> Non
             await send({"type": "websocket.close", "code": 1013})  # try again later
             return
         prefix = "websocket."
+    await session._wait_for_saves()
     headers = _encode(unavailable_headers(session.manager.close(session, 503)))
     await send({"type": f"{prefix}http.response.start", "status": 503, "headers": headers})
     await send({"type": f"{prefix}http.response.body", "body": UNAVAILABLE})
