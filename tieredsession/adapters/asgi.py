@@ -51,6 +51,7 @@ import os
 import re
 import time
 from collections.abc import (
+    AsyncIterator,
     Awaitable,
     Callable,
     Generator,
@@ -60,7 +61,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial, wraps
 from threading import Lock, get_ident
 from types import EllipsisType
@@ -110,7 +111,7 @@ class Session(_core.Session):
         NotLoadedError: it was touched on the event loop, and a store has to be asked first.
     """
 
-    __slots__ = ("_ahead", "_failure", "_lock", "_loop", "_manager", "_saving")
+    __slots__ = ("_ahead", "_failure", "_lock", "_loop", "_manager", "_saving", "_turn")
 
     def __init__(self, manager: SessionManager, cookie_header: str | None) -> None:
         super().__init__(manager, cookie_header)
@@ -119,7 +120,8 @@ class Session(_core.Session):
         self._lock = Lock()  # threads that touch it at once load it once
         self._ahead: State | None = None  # loaded, and not touched yet
         self._failure: StoreError | None = None  # why it could not be loaded ahead
-        self._saving: anyio.Lock | None = None
+        self._saving: anyio.Lock | None = None  # tasks save one after the other ...
+        self._turn = Lock()  # ... and take turns with threads
 
     @property
     def manager(self) -> SessionManager:
@@ -145,7 +147,8 @@ class Session(_core.Session):
         """
         if get_ident() == self._loop:
             return self._save()
-        super().save()
+        with self._turn:
+            super().save()
         return _DONE
 
     def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,28 +202,51 @@ class Session(_core.Session):
         if not manager.blocking:
             super().save()
             return
-        first = self._saving is None
+        first = not self._may_be_saving
         if first and not manager.save_blocks(state):
             return
-        self._saving = self._saving or anyio.Lock()
-        async with self._saving:
+        async with self._alone() as own:
             # Whoever may have waited looks now, at what the others have left to be saved.
             if first or manager.save_blocks(state):
                 save = manager.save_late if self.headers_sent else manager.save
                 fork = manager.fork(state)
                 try:
-                    await _run_to_its_end(partial(save, fork.copy))
+                    await _run_to_its_end(partial(save, fork.copy), own)
                 finally:
                     fork.join()
 
     async def _wait_for_saves(self) -> None:
         """Let the saves that are under way come to their end, for they may owe a cookie."""
-        if self._saving is not None:
-            async with self._saving:
+        if self._may_be_saving:
+            async with self._alone():
                 pass
 
+    @property
+    def _may_be_saving(self) -> bool:
+        return self._saving is not None or self._turn.locked()
 
-async def _run_to_its_end(work: Callable[[], None]) -> None:
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[anyio.CapacityLimiter]:
+        """While no other task and no thread saves this session; with a thread to do so.
+
+        A thread may wait for this, too, and so this waits for none once it has its turn.
+        """
+        self._saving = self._saving or anyio.Lock()
+        async with self._saving, to_thread.current_default_thread_limiter():
+            own = anyio.CapacityLimiter(1)
+            while not self._turn.acquire(blocking=False):
+                await to_thread.run_sync(self._wait_for_thread, limiter=own)
+            try:
+                yield own
+            finally:
+                self._turn.release()
+
+    def _wait_for_thread(self) -> None:
+        with self._turn:
+            pass
+
+
+async def _run_to_its_end(work: Callable[[], None], limiter: anyio.CapacityLimiter) -> None:
     """Run *work* in a worker thread. Once that has begun, nothing ends the wait for it.
 
     A scope of anyio's that is cancelled does not, and a task that asyncio cancels does so
@@ -236,11 +262,11 @@ async def _run_to_its_end(work: Callable[[], None]) -> None:
                 turn.set_result(None)
 
     try:
-        await to_thread.run_sync(run)
+        await to_thread.run_sync(run, limiter=limiter)
     except anyio.get_cancelled_exc_class():
         while not (turn.cancel() or turn.done()):
             with suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
-                await to_thread.run_sync(wait, [turn])
+                await to_thread.run_sync(wait, [turn], limiter=limiter)
         raise
 
 
