@@ -566,6 +566,18 @@ def test_a_lost_save_stays_lost(site: Site) -> None:
 
 
 @server_stores
+def test_a_look_at_a_dead_session_revives_nothing(site: Site) -> None:
+    """A session that ``load`` finds ended goes on under no other id, whatever was read before."""
+    slow = site.browser(a=1)
+    quick = slow.copy()
+    response = slow.visit(
+        look, lambda request: quick.visit(flush), lambda request: request.session.load(), put(b=2)
+    )
+    assert response.status_code == 400
+    assert site.rows == 0
+
+
+@server_stores
 def test_of_two_cycles_one_has_a_successor(site: Site) -> None:
     """Of two requests that cycle one key, one goes on, and the other is interrupted."""
     slow = site.browser(a=1)

@@ -299,10 +299,14 @@ class SessionStore(SessionBase):  # type: ignore[misc]
     # -- the store
 
     def load(self) -> dict[str, Any]:
-        """The data, or nothing where there is no such session, which then has no key."""
+        """What the store holds, or nothing where there is no such session.
+
+        At the first touch such a session has no key from then on. Later it keeps its key, so
+        that what was read before somebody ended it is not saved under another.
+        """
         state = _load(self.session_key)
-        self._session_key = state.token
         if "_session_cache" not in self.__dict__:
+            self._session_key = state.token
             self._state = state
         return state.data
 
