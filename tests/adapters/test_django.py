@@ -876,6 +876,21 @@ def test_the_event_loop_is_not_blocked(site: Site) -> None:
     assert threading.get_ident() not in threads.values()
 
 
+@one_of_each
+def test_tasks_that_touch_at_once(site: Site) -> None:
+    """Of several tasks of a request that are the first to touch a session, none loses a change."""
+    browser = site.browser(a=1)
+
+    async def life() -> None:
+        session = key(browser)
+        await asyncio.gather(*(session.aset(name, 2) for name in "bcd"))
+        await session.asave()
+        browser.cookie = session.session_key
+
+    asyncio.run(life())
+    assert browser.data() == {"a": 1, "b": 2, "c": 2, "d": 2}
+
+
 @server_stores
 def test_an_async_cycle_kills_first(site: Site) -> None:
     """``acycle_key`` ends the old id before there is a new one, as its twin does."""
