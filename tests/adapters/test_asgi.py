@@ -1672,7 +1672,7 @@ def test_a_cookie_that_is_too_large(make_site: MakeSite, server: Server) -> None
 
 
 def test_two_sessions_in_one_request(make_site: MakeSite, server: Server) -> None:
-    """Sessions of different cookie names around each other do not touch (lineage 84)."""
+    """Sessions of different cookie names do not touch, inside or around each other (lineage 84)."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         both["inner"] = scope["session"]
@@ -1685,6 +1685,7 @@ def test_two_sessions_in_one_request(make_site: MakeSite, server: Server) -> Non
     async def between(scope: Scope, receive: Receive, send: Send) -> None:
         both["outer"] = scope["session"]
         await inner(scope, receive, send)
+        assert scope["session"] is both["outer"]
 
     both: dict[str, Session] = {}
     inner = wrap(make_site(SESSION_COOKIE_NAME="__Host-inner"), app)

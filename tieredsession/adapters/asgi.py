@@ -343,9 +343,9 @@ class SessionMiddleware:
     """Gives an ASGI *app* a session in ``scope["session"]``, where Starlette looks for it.
 
     Of two around each other, with different cookie names, the inner one's session is
-    ``request.session`` inside it. Other scopes than ``http`` and ``websocket`` pass through.
-    Cron may call the purge at ``SESSION_PURGE_URL`` (:mod:`tieredsession.cron`), which runs in a
-    worker thread.
+    ``request.session`` inside it, and there alone. Other scopes than ``http`` and
+    ``websocket`` pass through. Cron may call the purge at ``SESSION_PURGE_URL``
+    (:mod:`tieredsession.cron`), which runs in a worker thread.
 
     Args:
         app: any ASGI application.
@@ -432,6 +432,8 @@ class SessionMiddleware:
         # HTTP/2 may split the header (RFC 9113, 8.2.3).
         cookies = [value for name, value in scope["headers"] if name == b"cookie"]
         header = b"; ".join(cookies).decode("latin-1") if cookies else None
+        if "session" in scope:  # of who stands around us, and goes on with it
+            scope = dict(scope)
         session = scope["session"] = Session(self.manager, header)
         autoload = self._autoload
         if autoload and (autoload is True or autoload(scope)):
