@@ -7,7 +7,7 @@ from copy import copy
 from typing import Any, NamedTuple
 
 from tieredsession.contracts import Record
-from tieredsession.merge import MergeRule, merge
+from tieredsession.merge import MISSING, MergeRule, merge
 
 
 class Imported(NamedTuple):
@@ -136,9 +136,7 @@ class Fork:
             if after.is_empty and not before.is_empty:
                 state.forget()  # it was ended by somebody else, before these changes
             else:
-                merged, _ = merge(before.data, state.data, after.data, self._rules)
-                state.data.clear()
-                state.data.update(merged)
+                self._take_over(state.data, before.data, after.data)
         # Else nothing of the session that was left comes into the one that follows it.
         for name in ("principal", "created"):
             if getattr(state, name) == getattr(before, name):
@@ -147,3 +145,23 @@ class Fork:
             setattr(state, name, getattr(state, name) or getattr(after, name))
         state.token, state.record = after.token, after.record
         state.set_cookie, state.stale = after.set_cookie, after.stale
+
+    def _take_over(
+        self, data: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+    ) -> None:
+        """Bring into *data* what others changed, and touch nothing else: a thread may do so."""
+        foreign = [
+            key
+            for key in {**before, **after}
+            if before.get(key, MISSING) is not after.get(key, MISSING)
+        ]
+        base, mine, theirs = (
+            {key: values[key] for key in foreign if key in values}
+            for values in (before, data, after)
+        )
+        merged, _ = merge(base, mine, theirs, self._rules)
+        for key in foreign:
+            if key in merged:
+                data[key] = merged[key]
+            else:
+                data.pop(key, None)

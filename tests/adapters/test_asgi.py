@@ -759,6 +759,42 @@ def test_a_change_during_a_save(
 
 
 @pytest.mark.server_stores
+def test_a_change_in_a_thread_while_a_save_is_merged(make_site: MakeSite, server: Server) -> None:
+    """What a thread adds is not lost, even while the changes of two requests are merged."""
+
+    def rule(base: int, mine: int, theirs: int) -> Any:
+        if threading.get_ident() == main_thread:  # what came during the save is merged there
+            thread = threading.Thread(target=put(late=True), args=[scope["session"]])
+            thread.start()
+            thread.join()
+        return counter(base, mine, theirs)
+
+    site = make_site(SESSION_MERGE_RULES={"n": rule})
+    slow = Slow(site.store, "update")
+    browser = site.browser(n=0)
+    scope = make_scope(site.header(browser.cookie))
+    main_thread = threading.get_ident()
+
+    async def before(session: Session) -> None:
+        session["n"] += 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            await to_thread.run_sync(other_request)
+            session["n"] += 1
+            slow.go_on.set()
+
+    def other_request() -> None:
+        other = site.manager.open(site.header(browser.cookie))
+        other["n"] += 1
+        site.manager.close(other)
+
+    server.run(lambda: wrap(site, App(before), slow)(scope, receive, Answer().send))
+    assert stored(site, browser) == {"n": 3, "late": True}
+
+
+@pytest.mark.server_stores
 def test_another_principal_during_a_save(make_site: MakeSite, server: Server) -> None:
     """Who takes over a session while it is being saved gets nothing of its last owner."""
     site = make_site()
