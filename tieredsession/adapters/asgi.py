@@ -202,7 +202,7 @@ class Session(_core.Session):
         if not manager.blocking:
             super().save()
             return
-        first = not self._may_be_saving
+        first = not self._turn.locked()
         if first and not manager.save_blocks(state):
             return
         async with self._alone() as own:
@@ -217,13 +217,9 @@ class Session(_core.Session):
 
     async def _wait_for_saves(self) -> None:
         """Let the saves that are under way come to their end, for they may owe a cookie."""
-        if self._may_be_saving:
+        if self._turn.locked():
             async with self._alone():
                 pass
-
-    @property
-    def _may_be_saving(self) -> bool:
-        return self._saving is not None or self._turn.locked()
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[anyio.CapacityLimiter]:
@@ -232,14 +228,21 @@ class Session(_core.Session):
         A thread may wait for this, too, and so this waits for none once it has its turn.
         """
         self._saving = self._saving or anyio.Lock()
-        async with self._saving, to_thread.current_default_thread_limiter():
-            own = anyio.CapacityLimiter(1)
-            while not self._turn.acquire(blocking=False):
-                await to_thread.run_sync(self._wait_for_thread, limiter=own)
+        async with self._saving:
+            own, threads = anyio.CapacityLimiter(1), to_thread.current_default_thread_limiter()
             try:
-                yield own
+                threads.acquire_on_behalf_of_nowait(own)  # which spares a turn of the loop
+            except anyio.WouldBlock:
+                await threads.acquire_on_behalf_of(own)
+            try:
+                while not self._turn.acquire(blocking=False):
+                    await to_thread.run_sync(self._wait_for_thread, limiter=own)
+                try:
+                    yield own
+                finally:
+                    self._turn.release()
             finally:
-                self._turn.release()
+                threads.release_on_behalf_of(own)
 
     def _wait_for_thread(self) -> None:
         with self._turn:
