@@ -7,7 +7,7 @@ from copy import copy
 from typing import Any, NamedTuple
 
 from tieredsession.contracts import Record
-from tieredsession.merge import Encode, MergeRule, merge
+from tieredsession.merge import MISSING, Encode, MergeRule, merge
 
 FLASH = "_flash"
 CSRF = "_csrf"
@@ -119,12 +119,26 @@ class State:
         rules: Mapping[str, MergeRule],
         encode: Encode,
     ) -> list[str]:
-        """Take in what others made of *base*; the keys that both sides had changed."""
-        merged, contested = merge(base, self.data, theirs, rules, encode)
+        """Take in what others made of *base*; the keys that both sides had changed.
+
+        Nothing else of the data is touched, for another thread may be at work on it.
+        """
+        foreign = [
+            key
+            for key in {**base, **theirs}
+            if base.get(key, MISSING) is not theirs.get(key, MISSING)
+        ]
+        old, mine, new = (
+            {key: side[key] for key in foreign if key in side} for side in (base, self.data, theirs)
+        )
+        merged, contested = merge(old, mine, new, rules, encode)
         if self.renewed and CSRF not in self.data:
             merged.pop(CSRF, None)  # theirs is the old id's, and known to whoever has that
-        self.data.clear()
-        self.data.update(merged)
+        for key in foreign:
+            if key in merged:
+                self.data[key] = merged[key]
+            else:
+                self.data.pop(key, None)
         return contested
 
     @property

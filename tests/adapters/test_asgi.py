@@ -759,6 +759,42 @@ def test_a_change_during_a_save(
 
 
 @pytest.mark.server_stores
+def test_a_change_in_a_thread_while_a_save_is_merged(make_site: MakeSite, server: Server) -> None:
+    """What a thread adds is not lost, even while the changes of two requests are merged."""
+
+    def rule(base: int, mine: int, theirs: int) -> Any:
+        if threading.get_ident() == main_thread:  # what came during the save is merged there
+            thread = threading.Thread(target=put(late=True), args=[scope["session"]])
+            thread.start()
+            thread.join()
+        return counter(base, mine, theirs)
+
+    site = make_site(SESSION_MERGE_RULES={"n": rule})
+    slow = Slow(site.store, "update")
+    browser = site.browser(n=0)
+    scope = make_scope(site.header(browser.cookie))
+    main_thread = threading.get_ident()
+
+    async def before(session: Session) -> None:
+        session["n"] += 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            await to_thread.run_sync(other_request)
+            session["n"] += 1
+            slow.go_on.set()
+
+    def other_request() -> None:
+        other = site.manager.open(site.header(browser.cookie))
+        other["n"] += 1
+        site.manager.close(other)
+
+    server.run(lambda: wrap(site, App(before), slow)(scope, receive, Answer().send))
+    assert stored(site, browser) == {"n": 3, "late": True}
+
+
+@pytest.mark.server_stores
 def test_another_principal_during_a_save(make_site: MakeSite, server: Server) -> None:
     """Who takes over a session while it is being saved gets nothing of its last owner."""
     site = make_site()
@@ -878,8 +914,133 @@ def test_two_saves_at_once(make_site: MakeSite, server: Server) -> None:
 
 
 @pytest.mark.server_stores
-def test_a_response_waits_for_a_save_that_is_under_way(make_site: MakeSite, server: Server) -> None:
-    """A response that starts while a task saves the session has the cookie of that save."""
+def test_two_threads_that_save_at_once(make_site: MakeSite, server: Server) -> None:
+    """Two threads that save a new session at the same time create it once."""
+    site = make_site()
+    slow = Slow(site.store, "create")
+    both = threading.Barrier(2)
+
+    def sync_save(session: Session) -> None:
+        both.wait(10)
+        session.save()
+
+    async def before(session: Session) -> None:
+        session["a"] = 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(in_thread(sync_save), session)
+            tasks.start_soon(in_thread(sync_save), session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            for _ in range(1000):
+                await anyio.sleep(0)
+            slow.go_on.set()
+
+    browser = site.browser()
+    server.visit(wrap(site, App(before), slow), browser)
+    assert site.rows == 1
+    assert stored(site, browser) == {"a": 1}
+
+
+@pytest.mark.server_stores
+@pytest.mark.parametrize("loop_first", [True, False], ids=["loop first", "thread first"])
+@pytest.mark.parametrize(
+    ("method", "data", "change", "expected"),
+    [
+        ("create", {}, put(a=1), {"a": 1}),
+        ("create", {"a": 1}, lambda session: session.renew(), {"a": 1}),
+        ("update", {"n": 1}, put(n=2), {"n": 2}),
+    ],
+    ids=["new", "renewed", "counted"],
+)
+def test_a_thread_and_a_task_that_save_at_once(
+    make_site: MakeSite,
+    server: Server,
+    loop_first: bool,
+    method: str,
+    data: dict[str, Any],
+    change: Step,
+    expected: dict[str, Any],
+) -> None:
+    """A thread and a task that save at the same time take turns."""
+    site = make_site(SESSION_MERGE_RULES={"n": counter})
+    slow = Slow(site.store, method)
+    saving = threading.Event()
+
+    def sync_save(session: Session) -> None:
+        if loop_first:
+            slow.late |= not slow.waiting.wait(10)
+        saving.set()
+        session.save()
+
+    async def before(session: Session) -> None:
+        change(session)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(in_thread(sync_save), session)
+            while not (loop_first or slow.waiting.is_set()):
+                await anyio.sleep(0)
+            tasks.start_soon(save, session)
+            while not (slow.waiting.is_set() and saving.is_set()):
+                await anyio.sleep(0)
+            for _ in range(1000):
+                await anyio.sleep(0)
+            slow.go_on.set()
+
+    browser = site.browser(**data)
+    server.visit(wrap(site, App(before), slow), browser)
+    assert not slow.late
+    assert site.rows == 1
+    assert stored(site, browser) == expected
+
+
+@pytest.mark.server_stores
+def test_a_thread_need_not_wait_for_who_waits_for_a_thread(
+    make_site: MakeSite, server: Server
+) -> None:
+    """The last thread to be had saves, although a task that needs one wants to save as well."""
+    site = make_site()
+    browser = site.browser(a=1)
+    both = threading.Event()
+
+    def sync_save(session: Session) -> None:
+        both.wait(10)
+        session.save()
+
+    async def before(session: Session) -> None:
+        limiter = to_thread.current_default_thread_limiter()
+        limiter.total_tokens = 1
+        session["b"] = 2
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(in_thread(sync_save), session)
+                while not limiter.borrowed_tokens:
+                    await anyio.sleep(0)
+                tasks.start_soon(save, session)
+                for _ in range(100):
+                    await anyio.sleep(0)
+                both.set()
+
+    server.visit(wrap(site, App(before)), browser)
+    assert stored(site, browser) == {"a": 1, "b": 2}
+
+
+def unavailable(session: Session) -> None:
+    """A step that meets an outage of some other store."""
+    raise StoreUnavailable("elsewhere")
+
+
+@pytest.mark.server_stores
+@pytest.mark.parametrize(
+    ("status", "last"),
+    [(200, nothing), (500, nothing), (503, unavailable)],
+    ids=["success", "failure", "outage"],
+)
+@pytest.mark.parametrize(
+    "store_it", [save, in_thread(lambda session: session.save() and None)], ids=["task", "thread"]
+)
+def test_a_response_waits_for_a_save_that_is_under_way(
+    make_site: MakeSite, server: Server, store_it: Step, status: int, last: Step
+) -> None:
+    """A response that starts while the session is saved elsewhere has the cookie of that save."""
     site = make_site()
     slow = Slow(site.store, "delete")
     browser = site.browser(a=1)
@@ -890,11 +1051,11 @@ def test_a_response_waits_for_a_save_that_is_under_way(make_site: MakeSite, serv
 
             async def before(session: Session) -> None:
                 session.renew()
-                tasks.start_soon(save, session)
+                tasks.start_soon(store_it, session)
                 while not slow.waiting.is_set():
                     await anyio.sleep(0)
 
-            app = wrap(site, App(before), slow)
+            app = wrap(site, App(each(before, last), status=status), slow)
             tasks.start_soon(app, make_scope(site.header(browser.cookie)), receive, answer.send)
             while not slow.waiting.is_set():
                 await anyio.sleep(0)
@@ -903,6 +1064,7 @@ def test_a_response_waits_for_a_save_that_is_under_way(make_site: MakeSite, serv
             slow.go_on.set()
 
     server.run(main)
+    assert answer.status == status
     (line,) = answer.cookies
     browser.cookie = line.partition("=")[2]
     assert stored(site, browser) == {"a": 1}
@@ -1546,7 +1708,7 @@ def test_a_cookie_that_is_too_large(make_site: MakeSite, server: Server) -> None
 
 
 def test_two_sessions_in_one_request(make_site: MakeSite, server: Server) -> None:
-    """Sessions of different cookie names around each other do not touch (lineage 84)."""
+    """Sessions of different cookie names do not touch, inside or around each other (lineage 84)."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         both["inner"] = scope["session"]
@@ -1559,6 +1721,7 @@ def test_two_sessions_in_one_request(make_site: MakeSite, server: Server) -> Non
     async def between(scope: Scope, receive: Receive, send: Send) -> None:
         both["outer"] = scope["session"]
         await inner(scope, receive, send)
+        assert scope["session"] is both["outer"]
 
     both: dict[str, Session] = {}
     inner = wrap(make_site(SESSION_COOKIE_NAME="__Host-inner"), app)

@@ -238,6 +238,17 @@ def test_sessions_of_a_mounted_application_alone(make_site: MakeSite) -> None:
         texts(app, "/read")
 
 
+def test_sessions_of_a_mounted_application_beside_others(make_site: MakeSite) -> None:
+    """Middleware around a mounted application with sessions of its own keeps to the site's."""
+    inner = Starlette(
+        routes=READING, middleware=[sessions(make_site(SESSION_COOKIE_NAME="__Host-inner"))]
+    )
+    middleware = [sessions(make_site(SESSION_COOKIE_NAME="__Host-outer")), Middleware(Around)]
+    app = Starlette(routes=[Mount("/inner", inner), *READING], middleware=middleware)
+    seen = texts(app, "/read", "/inner/read", "/read")
+    assert seen == ['{"before":1}', "{}", '{"before":3,"after":2}']
+
+
 @pytest.mark.server_stores
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
 def test_a_stream(make_site: MakeSite, asynchronous: bool) -> None:

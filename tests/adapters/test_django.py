@@ -566,6 +566,18 @@ def test_a_lost_save_stays_lost(site: Site) -> None:
 
 
 @server_stores
+def test_a_look_at_a_dead_session_revives_nothing(site: Site) -> None:
+    """A session that ``load`` finds ended goes on under no other id, whatever was read before."""
+    slow = site.browser(a=1)
+    quick = slow.copy()
+    response = slow.visit(
+        look, lambda request: quick.visit(flush), lambda request: request.session.load(), put(b=2)
+    )
+    assert response.status_code == 400
+    assert site.rows == 0
+
+
+@server_stores
 def test_of_two_cycles_one_has_a_successor(site: Site) -> None:
     """Of two requests that cycle one key, one goes on, and the other is interrupted."""
     slow = site.browser(a=1)
@@ -862,6 +874,21 @@ def test_the_event_loop_is_not_blocked(site: Site) -> None:
     asyncio.run(life())
     assert sorted(threads) == ["create", "delete", "load", "update"]
     assert threading.get_ident() not in threads.values()
+
+
+@one_of_each
+def test_tasks_that_touch_at_once(site: Site) -> None:
+    """Of several tasks of a request that are the first to touch a session, none loses a change."""
+    browser = site.browser(a=1)
+
+    async def life() -> None:
+        session = key(browser)
+        await asyncio.gather(*(session.aset(name, 2) for name in "bcd"))
+        await session.asave()
+        browser.cookie = session.session_key
+
+    asyncio.run(life())
+    assert browser.data() == {"a": 1, "b": 2, "c": 2, "d": 2}
 
 
 @server_stores

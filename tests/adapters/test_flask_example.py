@@ -100,6 +100,8 @@ def test_the_example_for_flask(address: str) -> None:
     assert "Ada" not in page
     assert browser.cookie not in (anonymous, logged_in)
 
+    assert "somebody" in browser.open("/login", name="")
+
     for old in (anonymous, logged_in):
         page = Browser(address).open(cookie=old)
         assert visits(page) == 1

@@ -51,6 +51,7 @@ import os
 import re
 import time
 from collections.abc import (
+    AsyncIterator,
     Awaitable,
     Callable,
     Generator,
@@ -60,7 +61,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial, wraps
 from threading import Lock, get_ident
 from types import EllipsisType
@@ -110,7 +111,7 @@ class Session(_core.Session):
         NotLoadedError: it was touched on the event loop, and a store has to be asked first.
     """
 
-    __slots__ = ("_ahead", "_failure", "_lock", "_loop", "_manager", "_saving")
+    __slots__ = ("_ahead", "_failure", "_lock", "_loop", "_manager", "_saving", "_turn")
 
     def __init__(self, manager: SessionManager, cookie_header: str | None) -> None:
         super().__init__(manager, cookie_header)
@@ -119,7 +120,8 @@ class Session(_core.Session):
         self._lock = Lock()  # threads that touch it at once load it once
         self._ahead: State | None = None  # loaded, and not touched yet
         self._failure: StoreError | None = None  # why it could not be loaded ahead
-        self._saving: anyio.Lock | None = None
+        self._saving: anyio.Lock | None = None  # tasks save one after the other ...
+        self._turn = Lock()  # ... and take turns with threads
 
     @property
     def manager(self) -> SessionManager:
@@ -145,7 +147,8 @@ class Session(_core.Session):
         """
         if get_ident() == self._loop:
             return self._save()
-        super().save()
+        with self._turn:
+            super().save()
         return _DONE
 
     def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,22 +202,54 @@ class Session(_core.Session):
         if not manager.blocking:
             super().save()
             return
-        first = self._saving is None
+        first = not self._turn.locked()
         if first and not manager.save_blocks(state):
             return
-        self._saving = self._saving or anyio.Lock()
-        async with self._saving:
+        async with self._alone() as own:
             # Whoever may have waited looks now, at what the others have left to be saved.
             if first or manager.save_blocks(state):
                 save = manager.save_late if self.headers_sent else manager.save
                 fork = manager.fork(state)
                 try:
-                    await _run_to_its_end(partial(save, fork.copy))
+                    await _run_to_its_end(partial(save, fork.copy), own)
                 finally:
                     fork.join()
 
+    async def _wait_for_saves(self) -> None:
+        """Let the saves that are under way come to their end, for they may owe a cookie."""
+        if self._turn.locked():
+            async with self._alone():
+                pass
 
-async def _run_to_its_end(work: Callable[[], None]) -> None:
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[anyio.CapacityLimiter]:
+        """While no other task and no thread saves this session; with a thread to do so.
+
+        A thread may wait for this, too, and so this waits for none once it has its turn.
+        """
+        self._saving = self._saving or anyio.Lock()
+        async with self._saving:
+            own, threads = anyio.CapacityLimiter(1), to_thread.current_default_thread_limiter()
+            try:
+                threads.acquire_on_behalf_of_nowait(own)  # which spares a turn of the loop
+            except anyio.WouldBlock:
+                await threads.acquire_on_behalf_of(own)
+            try:
+                while not self._turn.acquire(blocking=False):
+                    await to_thread.run_sync(self._wait_for_thread, limiter=own)
+                try:
+                    yield own
+                finally:
+                    self._turn.release()
+            finally:
+                threads.release_on_behalf_of(own)
+
+    def _wait_for_thread(self) -> None:
+        with self._turn:
+            pass
+
+
+async def _run_to_its_end(work: Callable[[], None], limiter: anyio.CapacityLimiter) -> None:
     """Run *work* in a worker thread. Once that has begun, nothing ends the wait for it.
 
     A scope of anyio's that is cancelled does not, and a task that asyncio cancels does so
@@ -230,11 +265,11 @@ async def _run_to_its_end(work: Callable[[], None]) -> None:
                 turn.set_result(None)
 
     try:
-        await to_thread.run_sync(run)
+        await to_thread.run_sync(run, limiter=limiter)
     except anyio.get_cancelled_exc_class():
         while not (turn.cancel() or turn.done()):
             with suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
-                await to_thread.run_sync(wait, [turn])
+                await to_thread.run_sync(wait, [turn], limiter=limiter)
         raise
 
 
@@ -311,9 +346,9 @@ class SessionMiddleware:
     """Gives an ASGI *app* a session in ``scope["session"]``, where Starlette looks for it.
 
     Of two around each other, with different cookie names, the inner one's session is
-    ``request.session`` inside it. Other scopes than ``http`` and ``websocket`` pass through.
-    Cron may call the purge at ``SESSION_PURGE_URL`` (:mod:`tieredsession.cron`), which runs in a
-    worker thread.
+    ``request.session`` inside it, and there alone. Other scopes than ``http`` and
+    ``websocket`` pass through. Cron may call the purge at ``SESSION_PURGE_URL``
+    (:mod:`tieredsession.cron`), which runs in a worker thread.
 
     Args:
         app: any ASGI application.
@@ -400,6 +435,8 @@ class SessionMiddleware:
         # HTTP/2 may split the header (RFC 9113, 8.2.3).
         cookies = [value for name, value in scope["headers"] if name == b"cookie"]
         header = b"; ".join(cookies).decode("latin-1") if cookies else None
+        if "session" in scope:  # of who stands around us, and goes on with it
+            scope = dict(scope)
         session = scope["session"] = Session(self.manager, header)
         autoload = self._autoload
         if autoload and (autoload is True or autoload(scope)):
@@ -452,7 +489,9 @@ def _add(overrides: dict[str, Any], keyword: str, name: str, value: object) -> N
 async def _start(session: Session, message: Message) -> Message:
     """Save, and the *message* that starts the response with what it owes to the session."""
     manager, status = session._manager, message.get("status", 200)
-    if manager.blocking and status < 500:
+    if status >= 500:
+        await session._wait_for_saves()
+    elif manager.blocking:
         await session._save()
     reply = manager.close(session, status, saved=manager.blocking)
     if reply is not None:
@@ -510,6 +549,7 @@ async def _answer_unavailable(session: Session, scope: Scope, send: Send) -> Non
             await send({"type": "websocket.close", "code": 1013})  # try again later
             return
         prefix = "websocket."
+    await session._wait_for_saves()
     headers = _encode(unavailable_headers(session.manager.close(session, 503)))
     await send({"type": f"{prefix}http.response.start", "status": 503, "headers": headers})
     await send({"type": f"{prefix}http.response.body", "body": UNAVAILABLE})

@@ -41,6 +41,7 @@ differs, and why:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -255,6 +256,8 @@ class SessionStore(SessionBase):  # type: ignore[misc]
     """What the store held when ``_session_cache`` was loaded or saved."""
     _session_cache: dict[str, Any]
     """The data, from the first touch on."""
+    _loading: asyncio.Lock | None = None
+    """Tasks that touch it at once load it once, or the last would undo what the others changed."""
 
     # -- changes
 
@@ -299,10 +302,14 @@ class SessionStore(SessionBase):  # type: ignore[misc]
     # -- the store
 
     def load(self) -> dict[str, Any]:
-        """The data, or nothing where there is no such session, which then has no key."""
+        """What the store holds, or nothing where there is no such session.
+
+        At the first touch such a session has no key from then on. Later it keeps its key, so
+        that what was read before somebody ended it is not saved under another.
+        """
         state = _load(self.session_key)
-        self._session_key = state.token
         if "_session_cache" not in self.__dict__:
+            self._session_key = state.token
             self._state = state
         return state.data
 
@@ -403,6 +410,13 @@ class SessionStore(SessionBase):  # type: ignore[misc]
             raise StoreError(report.error)
 
     # -- inside
+
+    async def _aget_session(self, no_load: bool = False) -> Any:
+        if "_session_cache" not in self.__dict__:
+            self._loading = self._loading or asyncio.Lock()
+            async with self._loading:
+                return await super()._aget_session(no_load)
+        return await super()._aget_session(no_load)
 
     def _saved(self) -> State | None:
         """What the store holds under this key, if anything, with the data of this request."""
