@@ -342,6 +342,7 @@ def test_a_sweep_reads_the_index(open_store: Open, path: Path) -> None:
         ("sqlite://", "is not of the form"),
         ("sqlite://host/file", "is not of the form"),
         ("redis:///file", "is not of the form"),
+        ("sqlite:///:memory:", "names no file: .* MemorySessionStore"),
         ("sqlite:///file?timeout=soon", "a positive number of seconds"),
         ("sqlite:///file?synchronous=off", "full or normal"),
         ("sqlite:///file?tiemout=1", "unknown option: tiemout"),
