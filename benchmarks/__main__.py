@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _document(where: dict[str, Any], reports: list[Report], *, quick: bool) -> dict[str, Any]:
     programs = {report.program: report.as_json() for report in reports}
-    return {"environment": where, "quick": quick, "programs": programs}
+    # What is drawn, compared and kept are the same figures.
+    return results.rounded({"environment": where, "quick": quick, "programs": programs})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -136,6 +136,23 @@ def test_results_of_one_run_stay_together(
     assert "codec: tiny" in (tmp_path / "codec.rst").read_text()
 
 
+def test_results_are_kept_line_by_line(quick: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    """Figures are rounded before they are used, and a figure or a row is a line of the file."""
+    assert quick[1] == results.rounded(quick[1])
+    document = {
+        "programs": {"codec": {"figures": [{"median": 1 / 3, "unit": "us"}, {"median": 2.0}]}},
+        "rows": [["a", "1.0 ±0.1"], []],
+        "quick": False,
+    }
+    short = results.rounded(document)
+    assert [figure["median"] for figure in short["programs"]["codec"]["figures"]] == [0.33333, 2]
+    file = tmp_path / "folder" / "results.json"
+    results.write_json(short, file)
+    assert json.loads(file.read_text()) == short
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    assert {'{"median": 0.33333, "unit": "us"},', '{"median": 2}', "[]"} <= set(lines)
+
+
 def test_only_what_is_marked_is_rewritten(
     quick: tuple[str, dict[str, Any]], tmp_path: Path
 ) -> None:
