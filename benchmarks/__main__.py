@@ -144,8 +144,8 @@ def _pool(name: str, effort: Effort) -> Findings:
         with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
             try:
                 found, _ = worker.communicate()
-            except BaseException:
-                worker.terminate()  # it has servers of its own to end
+            except BaseException:  # also what interrupts: the worker has servers of its own to end
+                worker.terminate()
                 raise
         if worker.returncode:
             raise subprocess.CalledProcessError(worker.returncode, command)

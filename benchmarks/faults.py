@@ -106,7 +106,7 @@ def _go_through(findings: Findings, name: str, site: Request, pid: int, phases: 
         try:
             body = site(path, cookie).body
             forgotten = body == (b"1" if path == "/count" else b"0")
-        except Exception:
+        except Exception:  # whatever a visitor would see as an error page
             failed = True
         took = time.perf_counter() - begin - at
         phase = 0 if at < down else 1 if at < up else 2

@@ -121,7 +121,7 @@ class _Production(_Config):
     SESSION_COOKIE_NAME = "sid"
 
     @property
-    def SESSION_COOKIE_AGE(self) -> int:  # noqa: N802
+    def SESSION_COOKIE_AGE(self) -> int:  # noqa: N802 - a setting's name
         return 60
 
 
