@@ -159,12 +159,12 @@ def test_only_what_is_marked_is_rewritten(
     """The README is rewritten between its markers, and is refused where it has none."""
     results.write(quick[1], tmp_path)
     readme = tmp_path / "README.rst"
-    readme.write_text("before\n\n.. benchmarks begin\nold\n.. benchmarks end\n\nafter\n")
+    readme.write_text("before\n\n.. benchmarks begin\nwhat was there\n.. benchmarks end\n\nafter\n")
     results.into_readme(tmp_path, readme)
     text = readme.read_text()
     assert text.startswith("before\n\n.. benchmarks begin\n")
     assert text.endswith(".. benchmarks end\n\nafter\n")
-    assert "old" not in text
+    assert "what was there" not in text  # short words may be part of a processor's name
     assert quick[1]["environment"]["python"] in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="markers"):
