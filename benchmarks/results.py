@@ -21,7 +21,8 @@ _BEGIN, _END = ".. benchmarks begin", ".. benchmarks end"
 
 def heading(where: dict[str, Any]) -> str:
     """The machine and the versions, in words."""
-    named = {**where["versions"], **where.get("servers", {})}
+    servers = {f"{name} server": found for name, found in where.get("servers", {}).items()}
+    named = {**where["versions"], **servers}  # a client may have the name of its server
     versions = ", ".join(f"{name} {version}" for name, version in named.items())
     return f"{where['python']}, {where['cpus']} x {where['cpu']}\n{versions}"
 

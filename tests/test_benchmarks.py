@@ -136,6 +136,13 @@ def test_results_of_one_run_stay_together(
     assert "codec: tiny" in (tmp_path / "codec.rst").read_text()
 
 
+def test_a_client_and_its_server_are_both_named() -> None:
+    """The heading names the version of a server and that of the client of the same name."""
+    where = {"python": "CPython 3", "cpus": 2, "cpu": "a processor"}
+    where |= {"versions": {"redis": "8.1.0"}, "servers": {"redis": "7.0.15"}}
+    assert results.heading(where).endswith("\nredis 8.1.0, redis server 7.0.15")
+
+
 def test_results_are_kept_line_by_line(quick: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     """Figures are rounded before they are used, and a figure or a row is a line of the file."""
     assert quick[1] == results.rounded(quick[1])
