@@ -572,13 +572,14 @@ def test_a_refusal_says_what_is_taken(name: str, value: object, fix: str) -> Non
     [
         ("SESSION_COOKIE_AGES", "did you mean SESSION_COOKIE_AGE?"),
         ("SESSION_SAMESITE", "did you mean SESSION_COOKIE_SAMESITE?"),
+        ("SECRET_KEY_FALLBACK", "did you mean SECRET_KEY_FALLBACKS?"),
         ("SESSION_TTL_OF_ALL_THINGS_BRIGHT", "see the list of settings in the README"),
     ],
 )
 def test_unknown_names_stop_the_start(
     name: str, hint: str, environment: Callable[..., None]
 ) -> None:
-    """A SESSION_ name that is no setting is refused, with the nearest one there is."""
+    """A name like ours that is no setting is refused, with the nearest one there is."""
     message = refusal(lambda: Settings({**SERVER, name: 1}))
     assert message == f"{name} is not a setting: {hint}"
     environment(SECRET_KEY=SECRET, **{name: "1"})

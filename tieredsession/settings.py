@@ -328,6 +328,8 @@ STORE_ALIASES = {
     "kay.sessions.sessionstore.GAESessionStore": f"{_STORES}.GAESessionStore",
 }
 
+# What begins so is meant for us. A misspelled name of the old secrets would show at their rotation.
+_OURS = ("SESSION_", "SECRET_KEY_FALLBACK")
 _NOT_OURS = frozenset({"SESSION_MANAGER"})  # of the X11 session protocol, in every desktop's shell
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -531,7 +533,7 @@ def _collect(source: object) -> dict[str, Any]:
 
 def _concerns(name: str) -> bool:
     known = name in _BY_NAME or name in ALIASES
-    return known or (name.startswith("SESSION_") and name not in _NOT_OURS)
+    return known or (name.startswith(_OURS) and name not in _NOT_OURS)
 
 
 def _rename(found: Mapping[str, Any]) -> dict[str, Any]:
