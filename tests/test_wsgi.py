@@ -701,8 +701,7 @@ def test_the_first_example() -> None:
     """The request of Werkzeug with a session counts a visitor's visits."""
 
     @Request.application
-    def index(request: PlainRequest) -> Response:
-        assert isinstance(request, Request)
+    def index(request: Request) -> Response:
         request.session["count"] = request.session.get("count", 0) + 1
         return Response(f"visit {request.session['count']}")
 
