@@ -57,7 +57,7 @@ bench:
 
 clean:
 	rm -rf .venv .venv-* .demo build dist htmlcov .coverage .coverage.* .hypothesis
-	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .ci/bench.json benchmarks/results/quick
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp says that the environment has what pyproject.toml asks for.

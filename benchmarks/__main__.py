@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _document(where: dict[str, Any], reports: list[Report], *, quick: bool) -> dict[str, Any]:
     programs = {report.program: report.as_json() for report in reports}
-    return {"environment": where, "quick": quick, "programs": programs}
+    # What is drawn, compared and kept are the same figures.
+    return results.rounded({"environment": where, "quick": quick, "programs": programs})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -143,8 +144,8 @@ def _pool(name: str, effort: Effort) -> Findings:
         with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
             try:
                 found, _ = worker.communicate()
-            except BaseException:
-                worker.terminate()  # it has servers of its own to end
+            except BaseException:  # also what interrupts: the worker has servers of its own to end
+                worker.terminate()
                 raise
         if worker.returncode:
             raise subprocess.CalledProcessError(worker.returncode, command)

@@ -201,7 +201,7 @@ def _app(
         session.id = None
         session.clear()
 
-    @wrappers.Request.application  # type: ignore[untyped-decorator]
+    @wrappers.Request.application  # type: ignore[untyped-decorator]  # imported by name
     def app(request: Any) -> Any:
         if request.path == "/untouched":
             return wrappers.Response(act(None, request.path))

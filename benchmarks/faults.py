@@ -23,8 +23,9 @@ from typing import NamedTuple
 from benchmarks.frameworks import Request
 from benchmarks.harness import QUICK, Effort, Say
 from benchmarks.report import Findings, Key, Report, Table, Target, number
-from benchmarks.servers import Servers, Unavailable, owned_memcached, running
+from benchmarks.servers import Servers, owned_memcached, running
 from benchmarks.sites import Where, is_ours, present
+from tieredsession.errors import ConfigurationError
 
 SERVERS = ("datastore",)
 FULL = Effort(processes=1, rounds=1, seconds=0)
@@ -78,7 +79,7 @@ def measure(effort: Effort, say: Say) -> Findings:
                     site = present(where, findings.skipped, (name,)).get(name)
                     if site is not None:
                         _go_through(findings, name, site, process.pid, phases)
-            except Unavailable as error:
+            except ConfigurationError as error:
                 findings.skipped[name] = str(error)
     return findings
 
@@ -105,7 +106,7 @@ def _go_through(findings: Findings, name: str, site: Request, pid: int, phases: 
         try:
             body = site(path, cookie).body
             forgotten = body == (b"1" if path == "/count" else b"0")
-        except Exception:
+        except Exception:  # whatever a visitor would see as an error page
             failed = True
         took = time.perf_counter() - begin - at
         phase = 0 if at < down else 1 if at < up else 2

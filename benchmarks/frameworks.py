@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from asyncio.base_events import _run_until_complete_cb  # type: ignore[attr-defined]
+from asyncio.base_events import _run_until_complete_cb  # type: ignore[attr-defined]  # private
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from io import BytesIO, StringIO
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -329,7 +330,7 @@ def starlette_app(
     responses = import_module("starlette.responses")
     routing = import_module("starlette.routing")
     if secret:
-        session_of = lambda request: request.session  # noqa: E731
+        session_of = attrgetter("session")
 
     async def view(request: Any) -> Any:
         path = request.scope["path"]
@@ -435,7 +436,7 @@ def _django_engine(engine: str, cache: str, where: Any) -> str:
 
     name = f"benchmarks_django_{engine}_{alias}".replace(":", "_").replace(".", "_")
     module = sys.modules[name] = ModuleType(name)
-    module.SessionStore = SessionStore  # type: ignore[attr-defined]
+    vars(module)["SessionStore"] = SessionStore
     return name
 
 

@@ -114,7 +114,7 @@ def _calls(
             continue
         try:
             cookie = None if cookie_from is None else request(cookie_from, None).cookie
-        except Exception as error:
+        except Exception as error:  # each library has its own for what it cannot hold
             if cookie_from != "/fill-large":
                 raise
             skipped[f"{name}: {kind}"] = str(error)

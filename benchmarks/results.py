@@ -21,16 +21,38 @@ _BEGIN, _END = ".. benchmarks begin", ".. benchmarks end"
 
 def heading(where: dict[str, Any]) -> str:
     """The machine and the versions, in words."""
-    named = {**where["versions"], **where.get("servers", {})}
+    servers = {f"{name} server": found for name, found in where.get("servers", {}).items()}
+    named = {**where["versions"], **servers}  # a client may have the name of its server
     versions = ", ".join(f"{name} {version}" for name, version in named.items())
     return f"{where['python']}, {where['cpus']} x {where['cpu']}\n{versions}"
 
 
+def rounded(document: dict[str, Any]) -> dict[str, Any]:
+    """*document* with every figure to five digits, which is more than any of them is worth."""
+    short: dict[str, Any] = json.loads(json.dumps(document), parse_float=_five_digits)
+    return short
+
+
+def _five_digits(text: str) -> float:
+    value = float(f"{float(text):.5g}")
+    return int(value) if value.is_integer() else value
+
+
 def write_json(document: dict[str, Any], file: Path) -> None:
-    """Every figure of a run, to six digits, which is more than any of them is worth."""
+    """Keep *document* in *file*: a figure, or a row of a table, is a line."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    short = json.loads(json.dumps(document), parse_float=lambda text: float(f"{float(text):.6g}"))
-    file.write_text(json.dumps(short, indent=1) + "\n")
+    file.write_text(_lines(document, "\n") + "\n")
+
+
+def _lines(value: Any, indent: str) -> str:
+    inner = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, (dict, list)) or not any(isinstance(v, (dict, list)) for v in inner):
+        return json.dumps(value)
+    deeper = indent + " "
+    if isinstance(value, list):
+        return f"[{deeper}{f',{deeper}'.join(_lines(v, deeper) for v in value)}{indent}]"
+    items = (f"{json.dumps(name)}: {_lines(v, deeper)}" for name, v in value.items())
+    return f"{{{deeper}{f',{deeper}'.join(items)}{indent}}}"
 
 
 def write(document: dict[str, Any], folder: Path) -> None:

@@ -14,24 +14,22 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from tieredsession.demo.servers import emulator, free_port, process
+from tieredsession.errors import ConfigurationError
 
 PROJECT = "tieredsession-benchmarks"
 EMULATOR = "DATASTORE_EMULATOR_HOST"
 """Where Google's clients look for an emulator."""
 
 _HANDED_DOWN = "TIEREDSESSION_BENCHMARK_SERVERS"
-_READY_WITHIN = 60.0  # seconds; a Java program may be cold
-_JAR = "platform/cloud-datastore-emulator/CloudDatastore.jar"
-_MAIN = "com.google.cloud.datastore.emulator.CloudDatastore"
 
 
-class Unavailable(Exception):
+class Unavailable(ConfigurationError):
     """A server or a peer is not on this machine; the message is the reason."""
 
 
@@ -54,7 +52,7 @@ def running(*names: str) -> Iterator[Servers]:
             if name not in found:
                 try:
                     found[name] = stack.enter_context(_START[name]())
-                except Unavailable:
+                except ConfigurationError:  # it is not there, or does not start
                     continue
         yield found
 
@@ -79,34 +77,10 @@ def handed_down(servers: Servers) -> Iterator[None]:
 @contextmanager
 def delayed(address: str, seconds: float) -> Iterator[str]:
     """The address of a proxy before *address* that makes a round trip so much longer."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "benchmarks.proxy", str(port), address, str(seconds)]
     with process(command, port):
         yield f"127.0.0.1:{port}"
-
-
-@contextmanager
-def process(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that listens on *port*; it and what it starts end with the block."""
-    running = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        _wait_until_ready(running, command[0], port)
-        yield running
-    finally:
-        if running.poll() is None:
-            os.killpg(running.pid, signal.SIGCONT)
-            os.killpg(running.pid, signal.SIGTERM)
-            try:
-                running.wait(5)
-            except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)
-                running.wait()
 
 
 @contextmanager
@@ -119,16 +93,19 @@ def memcached() -> Iterator[str]:
 @contextmanager
 def owned_memcached() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The same with its process, to be stopped and continued."""
-    port = _free_port()
+    port = free_port()
     user = pwd.getpwuid(os.geteuid()).pw_name
     where = ["-l", "127.0.0.1", "-p", str(port), "-U", "0", "-u", user]
     with process([_path("memcached"), *where, "-m", "1024", "-I", "2m"], port) as running:
-        yield f"127.0.0.1:{port}", running
+        try:
+            yield f"127.0.0.1:{port}", running
+        finally:
+            running.send_signal(signal.SIGCONT)  # what is stopped does not end
 
 
 @contextmanager
 def _redis() -> Iterator[str]:
-    port = _free_port()
+    port = free_port()
     with TemporaryDirectory() as folder:
         where = ["--bind", "127.0.0.1", "--port", str(port), "--dir", folder]
         with process([_path("redis-server"), *where, "--save", "", "--appendonly", "no"], port):
@@ -141,19 +118,8 @@ def _datastore() -> Iterator[str]:
     if os.environ.get(EMULATOR):
         yield os.environ[EMULATOR]
         return
-    java, gcloud = _path("java"), _path("gcloud")
-    info = [gcloud, "info", "--format=value(installation.sdk_root)"]
-    root = subprocess.run(info, capture_output=True, text=True, check=False).stdout.strip()
-    jar = Path(root, _JAR)
-    if not jar.exists():
-        raise Unavailable("the Datastore emulator is not installed")
-    port = _free_port()
-    with TemporaryDirectory() as folder:
-        options = ["--host=127.0.0.1", f"--port={port}", "--store_on_disk=False", folder]
-        # Its own collector would use every core for what is a queue of short-lived objects.
-        command = [java, "-XX:+UseSerialGC", "-cp", str(jar), _MAIN, "start", "--consistency=1.0"]
-        with process([*command, *options], port):
-            yield f"127.0.0.1:{port}"
+    with emulator() as address:
+        yield address
 
 
 _START: dict[str, Any] = {"memcached": memcached, "redis": _redis, "datastore": _datastore}
@@ -175,22 +141,3 @@ def _path(program: str) -> str:
     if path is None:
         raise Unavailable(f"{program} is not installed")
     return path
-
-
-def _wait_until_ready(running: subprocess.Popen[bytes], name: str, port: int) -> None:
-    end = time.monotonic() + _READY_WITHIN
-    while time.monotonic() < end and running.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    raise Unavailable(f"{name} did not start")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -99,6 +99,8 @@ class SQLiteSessionStore:
         url = options.url or URL("sqlite:///sessions.sqlite3", "SESSION_STORE_URL")
         if url.scheme != "sqlite" or url.hosts or len(url.path) < 2:
             raise url.error("is not of the form sqlite:///file")
+        if url.path == "/:memory:":  # as others write it; here it would be a file of that name
+            raise url.error("names no file: for a store in memory take MemorySessionStore")
 
         def parse_synchronous(text: str) -> str:
             if text not in ("full", "normal"):

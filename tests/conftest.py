@@ -6,6 +6,7 @@ the view is a function of the session, and *then* by what the visit came back wi
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -21,6 +22,7 @@ from tieredsession.contracts import Observer
 from tieredsession.cookies import Reply
 from tieredsession.events import Event, SessionEvent, TokenRefused
 from tieredsession.registry import open_store
+from tieredsession.settings import ALIASES, SETTINGS
 from tieredsession.stores import MemorySessionStore, SQLiteSessionStore
 from tieredsession.testing import Chaos, FakeClock
 from tieredsession.wsgi import SESSION_KEY
@@ -62,6 +64,9 @@ View = Callable[[Session], Any]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell in which the examples were tried has settings of ours, which tests bring themselves.
+    for name in (*(setting.name for setting in SETTINGS), *ALIASES):
+        os.environ.pop(name, None)
     for name, kinds in NARROWER.items():
         config.addinivalue_line("markers", f"{name}: run on {', '.join(kinds)} alone.")
 

@@ -164,7 +164,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     now = time.time()
     for age in [20 * DAY] * 7 + [0]:
         store.create(Record(b"x", now - age + 14 * DAY, now - age), now - age)
-    store.close()  # type: ignore[attr-defined]
+    store.close()  # type: ignore[attr-defined]  # of this store
 
     def count() -> int:
         with closing(sqlite3.connect(tmp_path / "s.sqlite3")) as connection:

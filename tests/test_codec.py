@@ -419,7 +419,7 @@ class Thing:
 
 
 class _NoOffset(_FarZone):
-    def utcoffset(self, moment: dt.datetime | None) -> None:  # type: ignore[override]
+    def utcoffset(self, moment: dt.datetime | None) -> None:  # type: ignore[override]  # ill-behaved
         return None
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 from tieredsession.settings import SETTINGS
@@ -28,3 +31,23 @@ def test_cron_calls_the_purge_where_it_is() -> None:
     timeout = re.search(r"--timeout (\d+)", app)
     assert timeout is not None
     assert defaults["SESSION_PURGE_BUDGET"] < int(timeout[1])
+
+
+def test_an_example_installs_what_it_imports() -> None:
+    """What the README of the examples has one install is what the example imports and is run by."""
+    text = (ROOT / "examples" / "README.rst").read_text()
+    rows = re.findall(
+        r"   \* - ``(\w+)/.*\n     - ``(.+)``\n     - ``(\w+) .+``$", text, re.MULTILINE
+    )
+    assert [name for name, _, _ in rows] == [
+        *("wsgi", "werkzeug", "pyramid", "flask", "django", "starlette", "fastapi")
+    ]
+    extras = "\n".join(requires("tieredsession") or ())
+    for name, packages, server in rows:
+        installed = {"gunicorn", *packages.split()}
+        for extra in re.findall(r"\[(\w+)\]", packages):
+            installed.update(re.findall(rf"^([\w-]+).*; extra == [\"']{extra}[\"']", extras, re.M))
+        tree = ast.parse((ROOT / "examples" / name / "app.py").read_text())
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        tops = {str(module).partition(".")[0] for module in modules} - sys.stdlib_module_names
+        assert (tops | {server}) - {"tieredsession"} <= installed, name

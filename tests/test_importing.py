@@ -88,7 +88,7 @@ def starlette_cookie(data: dict[str, Any], key: str = KEY) -> str:
 
     async def run() -> None:
         middleware = StarletteSessions(app, secret_key=key)
-        await middleware({"type": "http", "headers": []}, None, send)  # type: ignore[arg-type]
+        await middleware({"type": "http", "headers": []}, None, send)  # type: ignore[arg-type]  # nothing is received
 
     asyncio.run(run())
     return value_of(dict(sent[0]["headers"])[b"set-cookie"].decode())

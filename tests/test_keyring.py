@@ -241,7 +241,7 @@ def test_secrets_are_not_shown(make: Callable[[], object]) -> None:
     """No way of printing a holder of keys shows a secret or a key derived from it."""
     holder = make()
     derived = [derive(SECRET, f"{kind}:a") for kind in ("mac", "aead")]
-    shown = [repr(holder), str(holder), f"{holder}", "%s" % (holder,), repr([holder])]  # noqa: UP031
+    shown = [repr(holder), str(holder), f"{holder}", "%s" % (holder,), repr([holder])]  # noqa: UP031 - a way of its own
     for text in shown:
         assert "only for tests" not in text
         assert not any(key.hex() in text or repr(key)[2:-1] in text for key in derived)
@@ -258,13 +258,13 @@ def test_holders_of_keys_are_not_copied(make: Callable[[], object]) -> None:
 def test_tracebacks_show_no_secrets() -> None:
     """A call that fails inside shows no secret in its traceback."""
     calls: list[Callable[[], object]] = [
-        lambda: KEYRING.authenticator("a").tag("text"),  # type: ignore[arg-type]
+        lambda: KEYRING.authenticator("a").tag("text"),  # type: ignore[arg-type]  # a mistake
         lambda: KEYRING.cipher("a").encrypt(b"", b"x", b""),
         lambda: Keyring(SECRET[:31]),
-        lambda: Keyring(SECRET, [3]),  # type: ignore[list-item]
+        lambda: Keyring(SECRET, [3]),  # type: ignore[list-item]  # another
     ]
     for call in calls:
-        with pytest.raises(Exception) as caught:  # noqa: PT011
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - of any kind
             call()
         text = "".join(traceback.format_exception(caught.value))
         lines = [line for line in text.splitlines() if "lambda" not in line]

@@ -235,7 +235,7 @@ def test_a_hybrid_store_over_nothing_known() -> None:
     """The hybrid store names the server stores that there are."""
     given = {"SESSION_STORE": f"{STORES}.HybridSessionStore", "SESSION_STORE_URL": "mysql://h"}
     with pytest.raises(
-        ConfigurationError, match=r"^SESSION_STORE_URL .*'mysql': datastore, sqlite"
+        ConfigurationError, match=r"^SESSION_STORE_URL .*'mysql': use one of datastore, sqlite"
     ):
         open_store(make(**given))
 

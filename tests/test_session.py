@@ -67,7 +67,7 @@ def test_a_session_is_saved_once_it_was_saved(site: Site) -> None:
     session.save()
     assert not session.new
     assert not session.modified
-    assert session.created == session.expires - 14 * 24 * 3600  # type: ignore[operator]
+    assert session.created == session.expires - 14 * 24 * 3600  # type: ignore[operator]  # no None after a save
 
 
 def test_sessions_have_no_public_memory_of_their_data(site: Site) -> None:

@@ -121,7 +121,7 @@ class _Production(_Config):
     SESSION_COOKIE_NAME = "sid"
 
     @property
-    def SESSION_COOKIE_AGE(self) -> int:  # noqa: N802
+    def SESSION_COOKIE_AGE(self) -> int:  # noqa: N802 - a setting's name
         return 60
 
 
@@ -548,9 +548,23 @@ def test_a_missing_secret(environment: Callable[..., None]) -> None:
     """Without a secret there is no start, and the command that makes one is shown."""
     environment()
     sources: tuple[object, ...] = (None, {}, SimpleNamespace())
-    for source in sources:
+    for source in (*sources, {"SECRET_KEY": None}, {"SECRET_KEY": ""}):
         message = refusal(partial(Settings, source))
         assert message.startswith("SECRET_KEY is not set: make one with  python3 -c ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("SECRET_KEY_FALLBACKS", [OLD, None], "a list of secrets, each a str or bytes"),
+        ("SESSION_COOKIE_SAMESITE", None, "one of 'Lax', 'Strict', 'None'"),
+        ("SESSION_PURGE_GRACE", -1, "0, or a number of seconds from 1 to"),
+    ],
+)
+def test_a_refusal_says_what_is_taken(name: str, value: object, fix: str) -> None:
+    """A refusal says what the setting takes, to whoever gave what looks much like it."""
+    message = refusal(lambda: Settings({**SERVER, name: value}))
+    assert message.startswith(f"{name} must be {fix}")
 
 
 @pytest.mark.parametrize(
@@ -558,13 +572,14 @@ def test_a_missing_secret(environment: Callable[..., None]) -> None:
     [
         ("SESSION_COOKIE_AGES", "did you mean SESSION_COOKIE_AGE?"),
         ("SESSION_SAMESITE", "did you mean SESSION_COOKIE_SAMESITE?"),
+        ("SECRET_KEY_FALLBACK", "did you mean SECRET_KEY_FALLBACKS?"),
         ("SESSION_TTL_OF_ALL_THINGS_BRIGHT", "see the list of settings in the README"),
     ],
 )
 def test_unknown_names_stop_the_start(
     name: str, hint: str, environment: Callable[..., None]
 ) -> None:
-    """A SESSION_ name that is no setting is refused, with the nearest one there is."""
+    """A name like ours that is no setting is refused, with the nearest one there is."""
     message = refusal(lambda: Settings({**SERVER, name: 1}))
     assert message == f"{name} is not a setting: {hint}"
     environment(SECRET_KEY=SECRET, **{name: "1"})
@@ -575,6 +590,12 @@ def test_unknown_names_stop_the_start(
 def test_unknown_overrides_stop_the_start(name: str) -> None:
     """A keyword argument is always meant for us, so any unknown one is refused."""
     assert refusal(lambda: Settings(SERVER, **{name: 1})).startswith(f"{name} is not a setting")
+
+
+def test_a_keyword_in_lower_case() -> None:
+    """A setting in lower case is not taken, and the refusal has it as it is written."""
+    message = refusal(lambda: Settings(SERVER, session_cookie_age=60))
+    assert message == "session_cookie_age is not a setting: did you mean SESSION_COOKIE_AGE?"
 
 
 @pytest.mark.parametrize("source", ["no_such_module", "os.no_such_module", "", ".relative", "a..b"])

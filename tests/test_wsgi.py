@@ -294,7 +294,7 @@ def test_a_file_wrapper_that_is_a_function(make_site: MakeSite) -> None:
     environ["wsgi.file_wrapper"] = lambda file: iter([file.read()])
     body = site.middleware(environ, Answer().start_response)
     assert b"".join(body) == b"onetwo"
-    body.close()  # type: ignore[attr-defined]
+    body.close()  # type: ignore[attr-defined]  # as a server does
 
 
 # -- the end of the body --------------------------------------------------------------
@@ -309,7 +309,7 @@ def test_the_body_is_closed_once(make_site: MakeSite, way: str, chunks: int) -> 
     iterator = iter(body)
     for _ in range(chunks):
         next(iterator)
-    body.close()  # type: ignore[attr-defined]
+    body.close()  # type: ignore[attr-defined]  # as a server does
     del iterator, body
     assert [made.closed for made in app.bodies] == [1]
 
@@ -344,7 +344,7 @@ def test_a_visitor_who_leaves_early(make_site: MakeSite) -> None:
     environ = environment(site.header(browser.cookie))
     body = site.middleware(environ, Answer().start_response)
     next(iter(body))
-    body.close()  # type: ignore[attr-defined]
+    body.close()  # type: ignore[attr-defined]  # as a server does
     assert dict(site.open(browser)) == {"a": 1, "b": 2}
 
 
@@ -701,8 +701,7 @@ def test_the_first_example() -> None:
     """The request of Werkzeug with a session counts a visitor's visits."""
 
     @Request.application
-    def index(request: PlainRequest) -> Response:
-        assert isinstance(request, Request)
+    def index(request: Request) -> Response:
         request.session["count"] = request.session.get("count", 0) + 1
         return Response(f"visit {request.session['count']}")
 

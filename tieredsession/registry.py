@@ -83,7 +83,9 @@ def open_store(settings: Settings, observers: Iterable[Observer] = ()) -> Sessio
     scheme = "datastore" if options.url is None else options.url.scheme
     if scheme not in SERVER_STORES:
         known = ", ".join(SERVER_STORES)
-        raise ConfigurationError(f"SESSION_STORE_URL has the unknown scheme {scheme!r}: {known}")
+        raise ConfigurationError(
+            f"SESSION_STORE_URL has the unknown scheme {scheme!r}: use one of {known}"
+        )
     server = _with_cache(_make(SERVER_STORES[scheme], options), settings, options)
     cookie = _make(COOKIE_STORE, replace(options, url=None))
     from tieredsession.stores.hybrid import COOKIE_LIMIT, HybridSessionStore

@@ -76,7 +76,12 @@ def _seconds(value: Any) -> int:
 
 def _duration(value: Any) -> int:
     """As :func:`_seconds`, and 0."""
-    return 0 if value in (0, "0") and type(value) is not bool else _seconds(value)
+    if value in (0, "0") and type(value) is not bool:
+        return 0
+    try:
+        return _seconds(value)
+    except ValueError as error:
+        raise ValueError(f"0, or {error}") from None
 
 
 def _share(value: Any) -> float:
@@ -94,7 +99,7 @@ def _choice(*options: str) -> Callable[[Any], str]:
 
     def parse(value: Any) -> str:
         if type(value) is not str or value.lower() not in by_lower:
-            raise ValueError("one of " + ", ".join(options))
+            raise ValueError("one of " + ", ".join(map(repr, options)))
         return by_lower[value.lower()]
 
     return parse
@@ -110,9 +115,9 @@ def _secret(value: Any) -> str | bytes:
 def _secrets(value: Any) -> tuple[str | bytes, ...]:
     if type(value) is str:
         value = [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, (list, tuple)):
-        raise ValueError("a list of secrets")
-    return tuple(_secret(item) for item in value)
+    if not isinstance(value, (list, tuple)) or any(type(v) not in (str, bytes) for v in value):
+        raise ValueError("a list of secrets, each a str or bytes")
+    return tuple(value)
 
 
 def _rules(value: Any) -> dict[str, MergeRule]:
@@ -133,7 +138,9 @@ COOKIE_STORE = f"{_STORES}.SecureCookieSessionStore"
 HYBRID_STORE = f"{_STORES}.HybridSessionStore"
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("SECRET_KEY", None, _secret, "At least 32 random bytes. Seals every session."),
+    Setting(
+        "SECRET_KEY", None, _optional(_secret), "At least 32 random bytes. Seals every session."
+    ),
     Setting(
         "SECRET_KEY_FALLBACKS",
         (),
@@ -321,6 +328,8 @@ STORE_ALIASES = {
     "kay.sessions.sessionstore.GAESessionStore": f"{_STORES}.GAESessionStore",
 }
 
+# What begins so is meant for us. A misspelled name of the old secrets would show at their rotation.
+_OURS = ("SESSION_", "SECRET_KEY_FALLBACK")
 _NOT_OURS = frozenset({"SESSION_MANAGER"})  # of the X11 session protocol, in every desktop's shell
 
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -524,7 +533,7 @@ def _collect(source: object) -> dict[str, Any]:
 
 def _concerns(name: str) -> bool:
     known = name in _BY_NAME or name in ALIASES
-    return known or (name.startswith("SESSION_") and name not in _NOT_OURS)
+    return known or (name.startswith(_OURS) and name not in _NOT_OURS)
 
 
 def _rename(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -542,6 +551,6 @@ def _rename(found: Mapping[str, Any]) -> dict[str, Any]:
 def _unknown(name: str) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(name, [*_BY_NAME, *ALIASES], 1)
+    close = get_close_matches(name.upper(), [*_BY_NAME, *ALIASES], 1)
     hint = f"did you mean {close[0]}?" if close else "see the list of settings in the README"
     return f"{name} is not a setting: {hint}"

@@ -45,7 +45,7 @@ class URL:
         self._setting = setting
         scheme, separator, rest = text.partition("://")
         if not separator or not scheme.replace("+", "").isalnum():
-            raise self.error('has no scheme, such as "memory://"')
+            raise self.error('has no scheme, such as "sqlite://" or "redis://"')
         self.scheme = scheme.lower()
         rest, _, query = rest.partition("?")
         authority, slash, path = rest.partition("/")

@@ -1,12 +1,4 @@
-"""Sessions in Django: a counter, a login, a logout.
-
-::
-
-    export SECRET_KEY=$(python3 -c "import secrets; print(secrets.token_hex(32))")
-    export SESSION_STORE=tieredsession.stores.SQLiteSessionStore
-    export SESSION_STORE_URL=sqlite:///sessions.sqlite3
-    gunicorn --pythonpath examples/django app:app
-"""
+"""Sessions in Django: a counter, a login, a logout. README.rst has the command."""
 
 import os
 

@@ -638,7 +638,7 @@ def serve_asgi(app: Any, scope: dict[str, Any]) -> Answer:
     async def serve() -> None:
         try:
             await app(scope, receive, send)
-        except Exception as error:
+        except Exception as error:  # as a server takes it
             answer.fail(error)
 
     asked: list[bool] = []
@@ -673,7 +673,7 @@ def serve_wsgi(app: WSGIApplication, environ: WSGIEnvironment) -> Answer:
             close = getattr(body, "close", None)
             if close is not None:
                 close()
-    except Exception as error:
+    except Exception as error:  # as a server takes it
         answer.fail(error)
     return answer
 

@@ -51,7 +51,7 @@ class Calls(NamedTuple):
     cache: int
     store: int
 
-    def __add__(self, other: tuple[int, ...]) -> Calls:  # type: ignore[override]
+    def __add__(self, other: tuple[int, ...]) -> Calls:  # type: ignore[override]  # a sum
         return Calls(self[0] + other[0], self[1] + other[1])
 
 

@@ -1421,7 +1421,10 @@ def test_a_late_nested_change_is_not_lost_in_silence(
 def test_saving_too_late(make_site: MakeSite, server: Server) -> None:
     """Where the cookie is the data, save() after the headers is an error if it has to save."""
     site = make_site()
-    change: Step = lambda session: session["a"].append(2)  # noqa: E731
+
+    def change(session: Session) -> None:
+        session["a"].append(2)
+
     with pytest.raises(HeadersSentError):
         server.get(wrap(site, App(put(a=[1]), after=each(save, change, save, fail))))
 
@@ -1754,7 +1757,7 @@ def test_a_hybrid_store(
     server.visit(wrap(site, app, slow, autoload=False), browser)
     assert stored(site, browser) == {"a": 1, "b": 2}
     assert (threading.get_ident() in slow.threads) is not loads
-    site.real_store.server.close()  # type: ignore[attr-defined]
+    site.real_store.server.close()  # type: ignore[attr-defined]  # of a hybrid
 
 
 # -- websockets -----------------------------------------------------------------------
@@ -1830,7 +1833,10 @@ def test_a_save_of_a_websocket_is_seen_at_once(make_site: MakeSite, server: Serv
     site = make_site()
     browser = site.browser(a=1)
     seen = []
-    look: Step = lambda session: seen.append(stored(site, browser))  # noqa: E731
+
+    def look(session: Session) -> None:
+        seen.append(stored(site, browser))
+
     app = Socket(after=each(put(b=2), save, look))
     server.get(wrap(site, app), site.header(browser.cookie), kind="websocket")
     assert seen == [{"a": 1, "b": 2}]

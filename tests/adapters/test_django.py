@@ -307,7 +307,7 @@ def test_a_key_that_came_in_by_the_back_door(site: Site) -> None:
 # -- moving in ------------------------------------------------------------------------
 
 
-class Signer(signing.TimestampSigner):  # type: ignore[misc]
+class Signer(signing.TimestampSigner):  # type: ignore[misc]  # Django has no types here
     """Django's own, at the time of the tests."""
 
     def timestamp(self) -> str:
@@ -515,7 +515,7 @@ def test_clearsessions_of_what_cannot_be_swept(site: Site) -> None:
     class Unswept:
         revocable = True
 
-    get_manager().store = Unswept()  # type: ignore[assignment]
+    get_manager().store = Unswept()  # type: ignore[assignment]  # all that is looked at
     with pytest.raises(CommandError, match="doesn't support clearing expired sessions"):
         call_command("clearsessions")
 

@@ -187,7 +187,7 @@ def test_one_object(browser: Browser) -> None:
 
     def view() -> None:
         session: Any = flask.session
-        assert session._get_current_object() is flask.request.session  # type: ignore[attr-defined]
+        assert session._get_current_object() is flask.request.session  # type: ignore[attr-defined]  # a mixin's
         assert isinstance(request_session(), flask.sessions.SessionMixin)
 
     assert browser.visit(view).text == "page"
@@ -881,7 +881,7 @@ def test_a_null_session(secret: str | None) -> None:
 
     @app.get("/read")
     def read() -> str:
-        assert request_session() is flask.session._get_current_object()  # type: ignore[attr-defined]
+        assert request_session() is flask.session._get_current_object()  # type: ignore[attr-defined]  # a proxy
         return str(dict(flask.session))
 
     client = app.test_client()
@@ -1160,7 +1160,7 @@ def test_the_first_requests_agree_on_a_store(monkeypatch: pytest.MonkeyPatch) ->
             return made[-1]
 
     module = ModuleType("slow_stores")
-    module.SlowStore = SlowStore  # type: ignore[attr-defined]
+    vars(module)["SlowStore"] = SlowStore
     monkeypatch.setitem(sys.modules, "slow_stores", module)
     app = plain_app()
     TieredSession(app)

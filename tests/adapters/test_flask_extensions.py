@@ -11,7 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 from flask_wtf import FlaskForm
 from flask_wtf.csrf import CSRFProtect
-from wtforms import StringField  # type: ignore[import-untyped]
+from wtforms import StringField  # type: ignore[import-untyped]  # it comes without types
 
 from tieredsession.adapters.flask import TieredSession
 from tieredsession.testing import Chaos
@@ -64,7 +64,7 @@ def site(kind: str, **config: Any) -> flask.Flask:
         return str(flask_login.logout_user())
 
     @app.get("/members")
-    @flask_login.fresh_login_required  # type: ignore[untyped-decorator]
+    @flask_login.fresh_login_required  # type: ignore[untyped-decorator]  # nor this
     def members() -> str:
         return "members"
 

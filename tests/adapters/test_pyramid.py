@@ -563,7 +563,7 @@ def test_a_tween_may_be_the_first_to_ask(site: Site, monkeypatch: pytest.MonkeyP
         return handle
 
     module = ModuleType("tweens_of_a_test")
-    module.tween = tween  # type: ignore[attr-defined]
+    vars(module)["tween"] = tween
     monkeypatch.setitem(sys.modules, module.__name__, module)  # tweens have dotted names
     visitor = Pages(site, lambda config: config.add_tween(f"{module.__name__}.tween")).visitor()
     visitor.visit(lambda request: None)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -17,6 +18,16 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 README = EXAMPLES / "README.rst"
 PATIENCE = 60  # seconds; a busy machine is no failure
+
+
+class Example(NamedTuple):
+    """A folder of the examples, and what its framework calls and answers."""
+
+    name: str
+    cookie: str = "id"
+    token: str = "csrf_token"
+    redirect: int = 303
+    refusal: int = 400
 
 
 def settings() -> dict[str, str]:
@@ -56,10 +67,25 @@ def served(name: str, folder: Path) -> Iterator[str]:
             server.terminate()
 
 
-@pytest.fixture(params=["wsgi", "werkzeug", "pyramid"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where each example is served in turn."""
-    with served(request.param, tmp_path) as url:
+@pytest.fixture(
+    params=[
+        Example("wsgi"),
+        Example("werkzeug"),
+        Example("pyramid"),
+        Example("django", "sessionid", "csrfmiddlewaretoken", 302, 403),
+    ],
+    ids=lambda example: example.name,
+)
+def example(request: pytest.FixtureRequest) -> Example:
+    """Each example in turn."""
+    found: Example = request.param
+    return found
+
+
+@pytest.fixture
+def address(example: Example, tmp_path: Path) -> Iterator[str]:
+    """Where it is served."""
+    with served(example.name, tmp_path) as url:
         yield url
 
 
@@ -70,43 +96,42 @@ def browser(address: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def press(browser: httpx.Client, path: str, page: str, name: str = "") -> str:
-    """Press the button that leads to *path* on *page*; the page that comes of it."""
-    assert f'formaction="{path}"' in page
-    (token,) = re.findall(r'name="csrf_token" value="([^"]+)"', page)
-    response = browser.post(path, data={"csrf_token": token, "name": name})
-    assert [step.status_code for step in response.history] == [303]
-    return response.raise_for_status().text
-
-
-def test_the_walk(address: str, browser: httpx.Client) -> None:
+def test_the_walk(example: Example, address: str, browser: httpx.Client) -> None:
     """Visits are counted, a login has a new id, and an old cookie gets nothing."""
 
+    def press(path: str, page: str, name: str = "") -> str:
+        assert f'formaction="{path}"' in page
+        (token,) = re.findall(rf'name="{example.token}" value="([^"]+)"', page)
+        response = browser.post(path, data={example.token: token, "name": name})
+        assert [step.status_code for step in response.history] == [example.redirect]
+        return response.raise_for_status().text
+
     def replay(cookie: str) -> str:
-        return httpx.get(address, headers={"Cookie": f"id={cookie}"}, timeout=PATIENCE).text
+        headers = {"Cookie": f"{example.cookie}={cookie}"}
+        return httpx.get(address, headers=headers, timeout=PATIENCE).text
 
     assert "Visit 1 of nobody." in browser.get("/").text
     page = browser.get("/").text
     assert "Visit 2 of nobody." in page
-    anonymous = browser.cookies["id"]
-    page = press(browser, "/login", page, "<Ada>")
+    anonymous = browser.cookies[example.cookie]
+    page = press("/login", page, "<Ada>")
     assert "Visit 3 of &lt;Ada&gt;." in page
-    known = browser.cookies["id"]
+    known = browser.cookies[example.cookie]
     assert known != anonymous
     assert "Visit 1 of nobody." in replay(anonymous)
     assert "Visit 4 of &lt;Ada&gt;." in replay(known)
-    page = press(browser, "/logout", browser.get("/").text)
+    page = press("/logout", browser.get("/").text)
     assert "Visit 1 of nobody." in page
-    assert browser.cookies["id"] not in (anonymous, known)
+    assert browser.cookies[example.cookie] not in (anonymous, known)
     assert "Visit 1 of nobody." in replay(known)
 
 
-def test_a_form_from_elsewhere(browser: httpx.Client) -> None:
-    """A form without the token of this session does nothing."""
+def test_a_form_from_elsewhere(example: Example, browser: httpx.Client) -> None:
+    """A form without the token of this visitor does nothing."""
     browser.get("/")
-    for token in ("", "x" * 22):
-        answer = browser.post("/login", data={"csrf_token": token, "name": "Eve"})
-        assert answer.status_code == 400
+    for token in ("", "x" * 22, "x" * 64):
+        answer = browser.post("/login", data={example.token: token, "name": "Eve"})
+        assert answer.status_code == example.refusal
     assert "Visit 2 of nobody." in browser.get("/").text
 
 

@@ -260,7 +260,7 @@ def connect(address: Address) -> socket.socket:
     connection.settimeout(5)
     try:
         connection.connect(address)
-    except BaseException:
+    except BaseException:  # a test that is interrupted, too
         connection.close()
         raise
     return connection

@@ -82,6 +82,6 @@ def test_the_expired_does_not_move(store: HybridSessionStore) -> None:
 def test_closing_closes_the_server(store: HybridSessionStore) -> None:
     """What the part on the server holds open is closed with the store."""
     closed: list[bool] = []
-    store.server.close = lambda: closed.append(True)  # type: ignore[attr-defined]
+    store.server.close = lambda: closed.append(True)  # type: ignore[attr-defined]  # stands in
     store.close()
     assert closed == [True]

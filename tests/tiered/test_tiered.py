@@ -533,7 +533,7 @@ def test_a_store_without_an_index_says_so() -> None:
     class Plain:
         revocable = True
 
-    durable: SessionStore = Plain()  # type: ignore[assignment]
+    durable: SessionStore = Plain()  # type: ignore[assignment]  # no call is made
     store = TieredSessionStore(MemoryCache(), durable, OPTIONS.ids, OPTIONS.record_envelope)
     assert not store.principals
 
@@ -581,7 +581,7 @@ def test_an_interruption_stays_in_its_own_thread() -> None:
     def load(_: int) -> str:
         try:
             return repr(store.load(token, NOW))
-        except BaseException as error:
+        except BaseException as error:  # Interrupted is none of Exception
             return type(error).__name__
 
     chaos.before("load", wait_and_interrupt)

@@ -1,4 +1,7 @@
-"""The servers behind ``--store gae``: memcached and Google's Datastore emulator, on loopback."""
+"""The servers behind ``--store gae``: memcached and Google's Datastore emulator, on loopback.
+
+The benchmarks start theirs in the same way.
+"""
 
 from __future__ import annotations
 
@@ -46,51 +49,62 @@ def running() -> Iterator[Tiers]:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         stack.callback(signal.signal, signal.SIGTERM, before)
         if not os.environ.get("DATASTORE_EMULATOR_HOST"):
-            os.environ["DATASTORE_EMULATOR_HOST"] = stack.enter_context(_emulator())
+            os.environ["DATASTORE_EMULATOR_HOST"] = stack.enter_context(emulator())
             stack.callback(os.environ.pop, "DATASTORE_EMULATOR_HOST", None)
         memcached = shutil.which("memcached")
         if memcached is None:
             cache_url, cache = "fakeredis://", "fakeredis, for memcached is not installed"
         else:
-            port = _free_port()
+            port = free_port()
             user = ["-u", "nobody"] if os.geteuid() == 0 else []
             # One thread serves every connection as fast as the others, which is fair to those
             # who are compared, and plenty for a demo.
             where = ["-l", "127.0.0.1", "-p", str(port), "-U", "0", "-t", "1"]
             command = [memcached, *where, *user]
-            stack.enter_context(_process(command, port))
+            stack.enter_context(process(command, port))
             cache_url, cache = f"memcached://127.0.0.1:{port}", f"memcached at 127.0.0.1:{port}"
         yield Tiers(cache_url, f"datastore://{PROJECT}?deadline=10", cache)
 
 
 @contextmanager
-def _emulator() -> Iterator[str]:
+def emulator() -> Iterator[str]:
+    """Google's Datastore emulator, empty and in memory, on the ``host:port`` that this answers.
+
+    Raises:
+        ConfigurationError: it is not installed, or does not start.
+    """
     gcloud = shutil.which("gcloud")
     if gcloud is None:
         raise ConfigurationError(
             "--store gae needs Google's Datastore emulator: install the Google Cloud CLI and run  "
             "gcloud components install cloud-datastore-emulator beta"
         )
-    port = _free_port()
+    port = free_port()
     info = [gcloud, "info", "--format=value(installation.sdk_root)"]
     root = subprocess.run(info, capture_output=True, text=True, check=False).stdout.strip()
     java, jar = shutil.which("java"), Path(root, _JAR)
     with tempfile.TemporaryDirectory() as folder:
         if java is not None and jar.exists():  # in a second instead of ten
             options = ["--host=127.0.0.1", f"--port={port}", "--store_on_disk=False", folder]
-            command = [java, "-cp", str(jar), _MAIN, "start", "--consistency=1.0", *options]
+            # Its own collector would use every core for what is a queue of short-lived objects.
+            command = [java, "-XX:+UseSerialGC", "-cp", str(jar), _MAIN, "start"]
+            command += ["--consistency=1.0", *options]
         else:
             options = ["--no-store-on-disk", f"--project={PROJECT}", "--consistency=1.0"]
             where = f"--host-port=127.0.0.1:{port}"
             command = [gcloud, "beta", "emulators", "datastore", "start", where, *options]
-        with _process(command, port):
+        with process(command, port):
             yield f"127.0.0.1:{port}"
 
 
 @contextmanager
-def _process(command: list[str], port: int) -> Iterator[None]:
-    """A server that listens on *port*; it and what it started end with the block."""
-    process = subprocess.Popen(
+def process(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that listens on *port*; it and what it starts end with the block.
+
+    Raises:
+        ConfigurationError: it does not listen there.
+    """
+    running = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -98,31 +112,32 @@ def _process(command: list[str], port: int) -> Iterator[None]:
         start_new_session=True,
     )
     try:
-        _wait_until_ready(process, command[0], port)
-        yield
+        _wait_until_ready(running, command[0], port)
+        yield running
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGTERM)
             try:
-                process.wait(5)
+                running.wait(5)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                os.killpg(running.pid, signal.SIGKILL)
+                running.wait()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], name: str, port: int) -> None:
+def _wait_until_ready(running: subprocess.Popen[bytes], name: str, port: int) -> None:
     end = time.monotonic() + _READY_WITHIN
-    while time.monotonic() < end and process.poll() is None:
+    while time.monotonic() < end and running.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
-            time.sleep(0.05)
+            time.sleep(0.02)
         else:
             return
     raise ConfigurationError(f"{name} did not start on port {port}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

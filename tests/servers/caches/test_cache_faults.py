@@ -547,7 +547,7 @@ for me in range(1, 5):
     if pid == 0:
         try:
             work(me)
-        except BaseException as error:
+        except BaseException as error:  # nothing of the parent may run in the child
             print(repr(error), file=sys.stderr)
             os._exit(1)
         os._exit(0)

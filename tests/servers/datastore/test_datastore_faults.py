@@ -38,7 +38,7 @@ PASSING = [
 ]
 
 
-class Failure(grpc.RpcError):  # type: ignore[misc]
+class Failure(grpc.RpcError):  # type: ignore[misc]  # grpc has no types
     """An error as gRPC raises it. Its text names a key, as Datastore's may."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:

@@ -439,7 +439,7 @@ def test_a_life_on_the_emulator(connect: Connect) -> None:
             assert (store.load(token, clock()) is not None) == (expires > clock())
     clock.advance(30 * DAY)
     purge(store, clock=clock, ramp=False)
-    with store._connect._client._client.context():  # type: ignore[union-attr]
+    with store._connect._client._client.context():  # type: ignore[union-attr]  # in use, so not None
         assert SessionEntity.query().count() == 4  # the canaries
 
 
