@@ -13,6 +13,7 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
 from tieredsession.contracts import Observer, Owned, Record, Saved, Swept
@@ -297,8 +298,13 @@ class SQLiteSessionStore:
 
     def _prepare(self) -> None:
         # Sessions are personal data: the file is its owner's alone. SQLite gives its
-        # companions (-wal, -shm) the same mode.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        # companions (-wal, -shm) the same mode. A file that is there is not even opened: to
+        # close it would take away the locks of every connection that this process has to it.
+        with suppress(FileExistsError):
+            new = os.open(os.path.realpath(self._path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            os.close(new)
+        if not os.access(self._path, os.W_OK):
+            raise PermissionError("it cannot be written")
         connection = self._connect()
         try:
             (application,) = connection.execute("PRAGMA application_id").fetchone()

@@ -326,6 +326,22 @@ def test_a_forked_process_opens_its_own_connection(open_store: Open) -> None:
     assert loaded.payload == b"child"
 
 
+def test_a_second_store_costs_the_first_no_lock(open_store: Open, path: Path) -> None:
+    """With two stores of one file in a process, what others do leaves it and its log alone."""
+    first, second = open_store(), open_store()
+    first.create(RECORD, NOW)
+    script = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+print(connection.execute("SELECT count(*) FROM sessions").fetchone())
+connection.close()
+"""
+    assert run(script, str(path)).stdout == "(1,)\n"
+    first.create(RECORD, NOW)
+    second.create(RECORD, NOW)
+    assert run(script, str(path)).stdout == "(3,)\n"
+
+
 def test_a_sweep_reads_the_index(open_store: Open, path: Path) -> None:
     """A sweep finds expired sessions by the index, not by reading every row."""
     open_store()
