@@ -326,20 +326,47 @@ def test_a_forked_process_opens_its_own_connection(open_store: Open) -> None:
     assert loaded.payload == b"child"
 
 
-def test_a_second_store_costs_the_first_no_lock(open_store: Open, path: Path) -> None:
-    """With two stores of one file in a process, what others do leaves it and its log alone."""
-    first, second = open_store(), open_store()
-    first.create(RECORD, NOW)
-    script = """
+COUNT = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1])
 print(connection.execute("SELECT count(*) FROM sessions").fetchone())
 connection.close()
 """
-    assert run(script, str(path)).stdout == "(1,)\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_outlives_its_parent(open_store: Open, path: Path) -> None:
+    """A forked process has locks of its own: when its parent is done, others leave it its log."""
+    store = open_store()
+    store.create(RECORD, NOW)
+    closed, close = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.read(closed, 1)
+            store.create(RECORD, NOW)
+            run(COUNT, str(path))
+            store.create(RECORD, NOW)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    store.close()
+    os.write(close, b".")
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(closed)
+    os.close(close)
+    assert run(COUNT, str(path)).stdout == "(3,)\n"
+
+
+def test_a_second_store_costs_the_first_no_lock(open_store: Open, path: Path) -> None:
+    """With two stores of one file in a process, what others do leaves it and its log alone."""
+    first, second = open_store(), open_store()
+    first.create(RECORD, NOW)
+    assert run(COUNT, str(path)).stdout == "(1,)\n"
     first.create(RECORD, NOW)
     second.create(RECORD, NOW)
-    assert run(script, str(path)).stdout == "(3,)\n"
+    assert run(COUNT, str(path)).stdout == "(3,)\n"
 
 
 def test_a_sweep_reads_the_index(open_store: Open, path: Path) -> None:
