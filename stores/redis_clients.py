@@ -70,11 +70,10 @@ class Client(Protocol):
 
 
 class Connected(NamedTuple):
-    """A client, what its server is called, and what tells the server of one key."""
+    """A client, and what its server is called."""
 
     client: Client
     name: str
-    locate: Callable[[str], str | None] | None = None
 
 
 def connect(url: URL) -> Connected:
@@ -163,9 +162,8 @@ def _cluster(url: URL) -> Connected:
         nodes = [ClusterNode(host, port or _PORT) for host, port in url.hosts]
         return RedisCluster(startup_nodes=nodes, retry=retry, max_connections=pool, **options)
 
-    cluster = _Cluster(make)
     host, port = url.hosts[0]
-    return Connected(cluster, f"cluster of {host}:{port or _PORT}", cluster.locate)
+    return Connected(_Cluster(make), f"cluster of {host}:{port or _PORT}")
 
 
 _fakes: dict[str, Any] = {}
@@ -226,14 +224,6 @@ class _Cluster:
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
-
-    def locate(self, key: str) -> str | None:
-        """The node of *key*, as far as it is known without a call."""
-        try:
-            node = None if self._client is None else self._client.get_node_from_key(key)
-        except RedisClusterException:
-            return None
-        return None if node is None else node.name
 
 
 # -- options ------------------------------------------------------------------------------
