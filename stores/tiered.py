@@ -34,7 +34,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from random import uniform
+from threading import get_ident
 from typing import TypeVar, cast
+from weakref import WeakSet
 
 from tieredsession import events
 from tieredsession.contracts import (
@@ -112,6 +114,7 @@ class TieredSessionStore:
         self._breakers: dict[str, Breaker] = {}
         self._doubted: dict[str, float] = {}  # server to the time before which values are old
         self._flights: dict[str, _Flight] = {}
+        _stores.add(self)
 
     # -- SessionStore -----------------------------------------------------------------
 
@@ -132,7 +135,7 @@ class TieredSessionStore:
                 return record
         elif not found.won:
             flight = self._flights.get(key)
-            if flight is not None and flight.is_of(found):
+            if flight is not None and flight.is_for(found):
                 return flight.answer.result()
             # A LOCK or the lease of another process: look up, and leave the slot alone.
             self._emit(events.CacheMiss, key)
@@ -426,17 +429,37 @@ class _Flight:
     """A lookup under way, for others that met its lease.
 
     Sharing its answer is safe for them alone: whoever still saw that lease in the slot came
-    before any later LOCK, and so before any write that the lookup could have missed.
+    before any later LOCK, and so before any write that the lookup could have missed. It is not
+    for an observer that reads a session while it is told of the lookup: it would wait for itself.
     """
 
-    __slots__ = ("_handle", "_lease", "answer")
+    __slots__ = ("_handle", "_lease", "_thread", "answer")
 
     def __init__(self, lease: bytes, handle: Handle | None) -> None:
         self._lease = lease
         self._handle = handle
+        self._thread = get_ident()
         self.answer: Future[Record | None] = Future()
 
-    def is_of(self, found: Found) -> bool:
+    def is_for(self, found: Found) -> bool:
+        """Whether a caller in this thread, who has *found* that, may wait for the answer."""
+        if self._thread == get_ident():
+            return False
         if found.value == self._lease:
             return True
         return self._handle is not None and found.handle == self._handle
+
+
+_stores: WeakSet[TieredSessionStore] = WeakSet()
+
+
+def _after_fork() -> None:
+    """In a child nobody comes back from what other threads of its parent were about."""
+    for store in _stores:
+        store._flights.clear()
+        for breaker in store._breakers.values():
+            breaker.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -464,6 +468,118 @@ def test_many_misses_of_a_store_that_fails() -> None:
     chaos.before("load", wait_and_fail)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(load, range(4))) == ["unavailable"] * 4
+
+
+def test_an_observer_that_reads_the_session() -> None:
+    """An observer that is told of a lookup and reads that session itself does not hang."""
+    told: list[events.Event] = []
+
+    def observe(event: events.Event) -> None:
+        told.append(event)
+        if len(told) == 1:
+            assert store.load(token, NOW) is None
+
+    options = replace(OPTIONS, observer=observe)
+    durable = MemorySessionStore.from_options(options)
+    token = durable.create(RECORD._replace(expires=NOW - 1), NOW).token
+    store = TieredSessionStore(MemoryCache(), durable, options.ids, options.record_envelope)
+    thread = threading.Thread(target=store.load, args=(token, NOW), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+# -- a fork while other threads are at work ---------------------------------------------
+
+
+class Served(MemoryCache):
+    """A cache that a fork leaves as it is, as one on a server would be."""
+
+    def _empty(self) -> None:
+        if not hasattr(self, "_slots"):
+            super()._empty()
+
+
+def in_a_child(
+    during: Chaos, method: str, work: Callable[[], object], check: Callable[[], bool]
+) -> None:
+    """Fork while another thread is at *work*, inside *method*; then *check* in the child."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        go_on.wait(20)
+
+    during.before(method, hold)
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            os._exit(0 if check() else 1)
+        except BaseException:
+            os._exit(2)
+    ended = os.waitpid(child, 0)[1]
+    go_on.set()
+    thread.join()
+    assert ended == 0
+
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+many_threads = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+
+@forks
+@many_threads
+def test_a_fork_during_a_lookup(tiers: Tiers) -> None:
+    """A child looks up by itself what a thread of its parent was looking up, and does not hang."""
+    tiers.memory = Served()
+    process = tiers.process()
+    token = tiers.durable.create(RECORD, NOW).token
+    work = partial(process.store.load, token, NOW)
+    in_a_child(process.to_durable, "load", work, lambda: process.payload(token) == b"one")
+
+
+@forks
+@many_threads
+def test_a_fork_during_a_probe(tiers: Tiers) -> None:
+    """A child finds out by itself whether the cache is back, and uses it."""
+    tiers.memory = Served(clock=tiers.clock)
+    process = tiers.process(CacheTimeout)
+    token = process.store.create(RECORD, NOW).token
+    process.to_cache.fail("get_or_add")
+    process.store.load(token, NOW)
+    tiers.clock.advance(60)
+
+    def is_used() -> bool:
+        process.payload(token)
+        process.calls()
+        process.payload(token)
+        return process.calls() == (1, 0)
+
+    in_a_child(process.to_cache, "get", partial(process.store.load, token, NOW), is_used)
+
+
+@forks
+@many_threads
+def test_a_fork_inside_the_breaker(tiers: Tiers) -> None:
+    """A child does not wait for a lock that a thread of its parent held."""
+    tiers.memory = Served(clock=tiers.clock)
+    to_cache, to_clock = Chaos(CacheTimeout), Chaos()
+    store = TieredSessionStore(
+        to_cache.wrap(tiers.memory),
+        tiers.durable,
+        OPTIONS.ids,
+        OPTIONS.record_envelope,
+        clock=lambda: to_clock.call("clock", tiers.clock),
+    )
+    token = store.create(RECORD, NOW).token
+    to_cache.fail("get_or_add")
+    work = partial(store.load, token, NOW)
+    work()
+    in_a_child(to_clock, "clock", work, lambda: work() == RECORD._replace(version=1))
 
 
 # -- deleting without a version, and by principal -------------------------------------
