@@ -65,7 +65,7 @@ _LEASE_TTL = 10.0  # longer than any lookup may take
 _VERSION = 8
 _TIME = 4
 _HEAD = 1 + _VERSION + _TIME
-_SKEW = 60.0  # seconds that another process's clock may be ahead, when old values are doubted
+_SKEW = 300.0  # seconds that another process's clock may be ahead, when old values are doubted
 _PUBLISH_TRIES = 3
 _DELETE_TRIES = 8
 

@@ -276,6 +276,18 @@ def test_more_missed_than_can_be_remembered(tiers: Tiers) -> None:
     assert "distrusted" in refused
 
 
+def test_what_a_clock_ahead_has_published_is_doubted(tiers: Tiers) -> None:
+    """Values older than such an outage are doubted, too, if a clock 300 s ahead has dated them."""
+    process, other = tiers.process(CacheTimeout), tiers.process()
+    saved = [other.store.create(RECORD, NOW + 300) for _ in range(MAX_REMEMBERED + 5)]
+    process.to_cache.down()
+    for one in saved:
+        process.store.delete(one.token, NOW, one.version)
+    process.to_cache.up()
+    tiers.clock.advance(60)
+    assert [process.payload(one.token, NOW + 60) for one in saved] == [None] * len(saved)
+
+
 def test_the_bound_across_processes(tiers: Tiers) -> None:
     """Another process may see the old value until the writer is back, or for VALUE_TTL."""
     writer, reader = tiers.process(), tiers.process()
