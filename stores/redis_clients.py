@@ -28,6 +28,7 @@ try:
     from redis.exceptions import (
         NoScriptError,
         OutOfMemoryError,
+        ReadOnlyError,
         RedisClusterException,
         RedisError,
     )
@@ -100,7 +101,7 @@ def _one(url: URL) -> Connected:
     options = _options(url)
     tls = _tls(url, url.scheme in ("rediss", "valkeys"))
     pool = BlockingConnectionPool(
-        connection_class=SSLConnection if tls is not None else Connection,
+        connection_class=_TLS if tls is not None else _TCP,
         host=host,
         port=port or _PORT,
         db=_database(url, url.path.strip("/")),
@@ -192,6 +193,21 @@ _SCHEMES: dict[str, Callable[[URL], Connected]] = {
     "redis+cluster": _cluster,
     "fakeredis": _fake,
 }
+
+
+class _TCP(Connection):
+    """Closes itself when its server has become a replica: its name may be another's by now."""
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)
+        except ReadOnlyError:
+            self.disconnect()
+            raise
+
+
+class _TLS(_TCP, SSLConnection):
+    pass
 
 
 class _SentinelTCP(SentinelManagedConnection):

@@ -149,6 +149,21 @@ def test_a_key_of_another_type(redis: RedisServer, open_cache: Open) -> None:
     assert cache.get("secret:list") is None
 
 
+def test_a_server_that_becomes_a_replica(
+    own_redis: Callable[..., RedisServer], proxy: Callable[..., Proxy], open_cache: Open
+) -> None:
+    """When a name leads to another server and the old one only follows, the new one is found."""
+    old, new = own_redis(), own_redis()
+    between = proxy(old)
+    cache = open_cache(f"redis://{between.authority}?timeout=5")
+    works(cache)
+    old.ask(b"REPLICAOF " + new.authority.replace(":", " ").encode(), b"QUIT")
+    between.server = new
+    with pytest.raises(CacheError, match="ReadOnlyError"):
+        cache.set("key", b"value", TTL)
+    works(cache)
+
+
 # -- one server -----------------------------------------------------------------------------
 
 
