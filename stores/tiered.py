@@ -60,7 +60,7 @@ T = TypeVar("T")
 VALUE_TTL = 600.0
 """Seconds that a value stays in the cache: the bound on staleness if the cache misbehaves."""
 
-_LOCK_TTL = 30.0  # longer than any commit may take
+_LOCK_TTL = 30.0  # longer than any commit may take: see LONGEST_DEADLINE in datastore.py
 _LEASE_TTL = 10.0  # longer than any lookup may take
 _VERSION = 8
 _TIME = 4
