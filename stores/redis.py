@@ -52,6 +52,9 @@ return 1
 class RedisCache:
     """Values in a Redis (6 or later) or a Valkey.
 
+    It should keep nothing on disk: one that restarts from its file, or a replica that takes over
+    without the last writes, brings old values back for what is left of their ttl.
+
     Args:
         client: with short time-outs and without retries, ``Retry(NoBackoff(), 0)``, for a
             repeated ``replace`` would tell a lie; it answers in bytes, as is the default.
