@@ -164,7 +164,9 @@ def _cluster(url: URL) -> Connected:
         return RedisCluster(startup_nodes=nodes, retry=retry, max_connections=pool, **options)
 
     host, port = url.hosts[0]
-    return Connected(_Cluster(make), f"cluster of {host}:{port or _PORT}")
+    return Connected(
+        _Cluster(make, options["socket_connect_timeout"]), f"cluster of {host}:{port or _PORT}"
+    )
 
 
 _fakes: dict[str, Any] = {}
@@ -225,17 +227,25 @@ class _SentinelTLS(_SentinelTCP, SentinelManagedSSLConnection):
 class _Cluster:
     """A cluster's client, made when it is first used: redis-py's connects at once."""
 
-    def __init__(self, make: Callable[[], RedisCluster]) -> None:
+    def __init__(self, make: Callable[[], RedisCluster], timeout: float) -> None:
         self._make = make
+        self._timeout = timeout
         self._client: RedisCluster | None = None
         self._lock = threading.Lock()
 
     def execute_command(self, *args: Any) -> Any:
-        client = self._client
-        if client is None:
-            with self._lock:
-                client = self._client = self._client or self._make()
+        client = self._client or self._connect()
         return client.execute_command(*args)
+
+    def _connect(self) -> RedisCluster:
+        # Threads that come together do not try a dead cluster one after the other.
+        if not self._lock.acquire(timeout=self._timeout):
+            raise TimeoutError("another thread is still connecting")
+        try:
+            self._client = self._client or self._make()
+            return self._client
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         if self._client is not None:

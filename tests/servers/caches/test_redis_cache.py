@@ -7,7 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -320,6 +321,26 @@ def test_a_cluster_that_is_down(free_port: Callable[[], int], open_cache: Open) 
         with pytest.raises(CacheError):
             cache.get("key")
     assert time.monotonic() - begin < 5
+
+
+def test_many_threads_before_a_cluster_that_is_silent(open_cache: Open) -> None:
+    """Threads that come together to a cluster of which no node answers do not wait in turn."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent, ExitStack() as stack:
+        host, port = silent.getsockname()
+        for _ in range(4):  # until it takes up no more connections
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((host, port))
+        cache = open_cache(f"redis+cluster://{host}:{port}?timeout=0.2")
+
+        def ask(_: int) -> float:
+            begin = time.monotonic()
+            with pytest.raises(CacheError):
+                cache.get("key")
+            return time.monotonic() - begin
+
+        with ThreadPoolExecutor(30) as threads:
+            assert max(threads.map(ask, range(30))) < 3
 
 
 def test_sentinel_and_a_failover(
