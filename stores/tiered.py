@@ -149,8 +149,9 @@ class TieredSessionStore:
             value = self._value(key, record, saved.version, now)
             if value is not None:
                 ttl = self._ttl(record, now)
-                if self._call(key, now, self._set, key, value, ttl) is None:
-                    # A call that timed out may still arrive, after a later one.
+                sent: list[str] = []
+                if self._call(key, now, self._send, sent, key, value, ttl) is None and sent:
+                    # It may still arrive, after a later one. What was not tried needs no mark.
                     self._breaker(key).missed(key)
         return saved
 
@@ -321,6 +322,11 @@ class TieredSessionStore:
     def _set(self, key: str, value: bytes, ttl: float) -> tuple[Handle | None]:
         """As the cache has it, in a tuple: to :meth:`_call`, no handle is not a failure."""
         return (self.cache.set(key, value, ttl),)
+
+    def _send(self, sent: list[str], key: str, value: bytes, ttl: float) -> tuple[Handle | None]:
+        """As :meth:`_set`, and note down that it was tried."""
+        sent.append(key)
+        return self._set(key, value, ttl)
 
     def _publish(
         self, key: str, lock: bytes, handle: Handle | None, value: bytes, ttl: float

@@ -276,6 +276,21 @@ def test_more_missed_than_can_be_remembered(tiers: Tiers) -> None:
     assert "distrusted" in refused
 
 
+def test_new_sessions_of_an_outage_need_no_mark(tiers: Tiers) -> None:
+    """However many sessions begin during an outage, each that ended in it is marked afterwards."""
+    process, other = tiers.process(CacheTimeout), tiers.process()
+    saved = process.store.create(RECORD, NOW)
+    process.to_cache.down()
+    for _ in range(MAX_REMEMBERED + 5):
+        process.store.create(RECORD, NOW)
+    process.store.delete(saved.token, NOW, saved.version)
+    process.to_cache.up()
+    tiers.clock.advance(60)
+    process.payload(saved.token)
+    assert other.payload(saved.token) is None
+    assert not any(isinstance(event, events.CacheRefused) for event in tiers.events)
+
+
 def test_what_a_clock_ahead_has_published_is_doubted(tiers: Tiers) -> None:
     """Values older than such an outage are doubted, too, if a clock 300 s ahead has dated them."""
     process, other = tiers.process(CacheTimeout), tiers.process()
