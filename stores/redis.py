@@ -85,9 +85,9 @@ class RedisCache:
         ``fakeredis://[/name]``: caches of one name are one.
 
         Options: ``timeout`` (0.1 seconds without an answer), ``connect_timeout`` (as
-        ``timeout``), ``pool`` (16 connections to a server), ``db``; ``tls=1`` for Sentinel and
-        cluster; over TLS ``ca``, a file of certificates to trust in place of the system's,
-        and ``verify=0`` to trust any.
+        ``timeout``), ``pool`` (16 connections, and calls, at once), ``db``; ``tls=1`` for
+        Sentinel and cluster; over TLS ``ca``, a file of certificates to trust in place of the
+        system's, and ``verify=0`` to trust any.
 
         When no node of a cluster answers, the calls that are under way wait one after the
         other for its map, which redis-py asks each node for: *timeout* times nodes times calls.

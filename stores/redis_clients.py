@@ -11,10 +11,12 @@ protocol 2 alone, hence that one), and a forked process gets connections of its 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 from tieredsession.errors import MissingDependencyError
 from tieredsession.url import URL, parse_bool
@@ -138,15 +140,17 @@ def _sentinel(url: URL) -> Connected:
         [(host, port or _SENTINEL_PORT) for host, port in url.hosts],
         sentinel_kwargs={**own, **({"ssl": True, **tls} if tls is not None else {})},
     )
+    pool = _pool_size(url)
     client = sentinel.master_for(
         service,
         connection_class=_SentinelTLS if tls is not None else _SentinelTCP,
         db=_database(url),
-        max_connections=_pool_size(url),
+        max_connections=pool,
         **options,
         **(tls or {}),
     )
-    return Connected(client, f"{service} (by Sentinel)")
+    waiting = _InTurn(client, pool, options["socket_timeout"])
+    return Connected(waiting, f"{service} (by Sentinel)")
 
 
 def _cluster(url: URL) -> Connected:
@@ -163,10 +167,10 @@ def _cluster(url: URL) -> Connected:
         nodes = [ClusterNode(host, port or _PORT) for host, port in url.hosts]
         return RedisCluster(startup_nodes=nodes, retry=retry, max_connections=pool, **options)
 
+    client = _Cluster(make, options["socket_connect_timeout"])
+    cluster = _InTurn(client, pool, options["socket_timeout"])
     host, port = url.hosts[0]
-    return Connected(
-        _Cluster(make, options["socket_connect_timeout"]), f"cluster of {host}:{port or _PORT}"
-    )
+    return Connected(cluster, f"cluster of {host}:{port or _PORT}")
 
 
 _fakes: dict[str, Any] = {}
@@ -222,6 +226,48 @@ class _SentinelTCP(SentinelManagedConnection):
 
 class _SentinelTLS(_SentinelTCP, SentinelManagedSSLConnection):
     pass
+
+
+class _InTurn:
+    """A client on which callers wait for a free connection, where redis-py's refuses them.
+
+    A healthy server would be taken for a dead one whenever there are more threads than
+    connections. Only redis-py's pool for a single server can wait.
+    """
+
+    def __init__(self, client: Client, pool: int, timeout: float) -> None:
+        self._client = client
+        self._pool = pool
+        self._timeout = timeout
+        self.start()
+        _in_turn.add(self)
+
+    def start(self) -> None:
+        """Begin with every connection free, also in a child of a process where none was."""
+        self._free = threading.Semaphore(self._pool)
+
+    def execute_command(self, *args: Any) -> Any:
+        if not self._free.acquire(timeout=self._timeout):
+            raise TimeoutError(f"no free one of {self._pool} connections")
+        try:
+            return self._client.execute_command(*args)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+_in_turn: WeakSet[_InTurn] = WeakSet()
+
+
+def _after_fork() -> None:
+    for client in _in_turn:
+        client.start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Cluster:

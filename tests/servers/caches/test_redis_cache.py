@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -380,24 +381,92 @@ SENTINEL_ANSWER = ["name", "main", "ip", "{host}", "port", "{port}", "flags", "m
 SENTINEL_ANSWER += ["num-other-sentinels", "0", "quorum", "1"]
 
 
+@pytest.fixture
+def behind_sentinel(impostor: Callable[..., Impostor]) -> Callable[[str], str]:
+    """Makes a URL by which a Sentinel leads to the server of that address."""
+
+    def url(authority: str) -> str:
+        host, port = authority.split(":")
+        words = [word.format(host=host, port=port) for word in SENTINEL_ANSWER]
+        answer = f"*1\r\n*{len(words)}\r\n" + "".join(f"${len(w)}\r\n{w}\r\n" for w in words)
+
+        def be_sentinel(client: socket.socket) -> None:
+            while request := client.recv(4096):
+                client.sendall(answer.encode() if b"MASTERS" in request.upper() else b"+OK\r\n")
+
+        return f"redis+sentinel://{impostor(be_sentinel).authority}/main"
+
+    return url
+
+
+@pytest.mark.parametrize("kind", ["cluster", "sentinel"])
+def test_more_threads_than_connections_to_several_servers(
+    kind: str, request: pytest.FixtureRequest, redis: RedisServer, open_cache: Open
+) -> None:
+    """Threads that find every connection busy wait for one there, too, and are not refused."""
+    if kind == "cluster":
+        url = f"redis+cluster://{request.getfixturevalue('cluster')[0].authority}"
+    else:
+        url = request.getfixturevalue("behind_sentinel")(redis.authority)
+    cache = open_cache(f"{url}?timeout=5&pool=2")
+    together = threading.Barrier(12)
+
+    def ask(number: int) -> None:
+        value = b"%d" % number * 1000
+        cache.set(f"key:{number}", value, TTL)
+        together.wait(20)
+        for _ in range(20):
+            assert cache.get(f"key:{number}") == Entry(value, value)
+
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(ask, range(12)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_while_every_connection_is_busy(
+    redis: RedisServer,
+    proxy: Callable[..., Proxy],
+    behind_sentinel: Callable[[str], str],
+    open_cache: Open,
+) -> None:
+    """A child has every connection to give, also those that its parent's threads were using."""
+    between = proxy(redis)
+    cache = open_cache(f"{behind_sentinel(between.authority)}?timeout=5&pool=1")
+    cache.set("key", b"value", TTL)
+    busy, go_on = threading.Event(), threading.Event()
+
+    def hold(client: socket.socket, reply: bytes) -> None:
+        busy.set()
+        go_on.wait(20)
+        client.sendall(reply)
+
+    between.plan = [hold]
+    thread = threading.Thread(target=cache.get, args=("key",))
+    thread.start()
+    assert busy.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            os._exit(0 if cache.get("key") == Entry(b"value", b"value") else 1)
+        except BaseException:
+            os._exit(2)
+    ended = os.waitpid(child, 0)[1]
+    go_on.set()
+    thread.join()
+    assert ended == 0
+
+
 def test_an_interrupted_call_behind_sentinel(
     redis: RedisServer,
     proxy: Callable[..., Proxy],
-    impostor: Callable[..., Impostor],
+    behind_sentinel: Callable[[str], str],
     open_cache: Open,
 ) -> None:
     """A call that is broken off takes its connection along there, too."""
     between = proxy(redis)
-    host, port = between.authority.split(":")
-    words = [word.format(host=host, port=port) for word in SENTINEL_ANSWER]
-    answer = f"*1\r\n*{len(words)}\r\n" + "".join(f"${len(w)}\r\n{w}\r\n" for w in words)
-
-    def be_sentinel(client: socket.socket) -> None:
-        while request := client.recv(4096):
-            client.sendall(answer.encode() if b"MASTERS" in request.upper() else b"+OK\r\n")
-
-    sentinel = impostor(be_sentinel)
-    cache = open_cache(f"redis+sentinel://{sentinel.authority}/main?timeout=1&pool=1")
+    cache = open_cache(f"{behind_sentinel(between.authority)}?timeout=1&pool=1")
     cache.set("key:1", b"value 1", TTL)
     cache.set("key:2", b"value 2", TTL)
 
