@@ -560,7 +560,7 @@ def open_store(emulator: Emulator, project: str) -> Callable[..., DatastoreSessi
         encrypt: bool = False,
         principals: bool = False,
         observer: Observer | None = None,
-        deadline: float = 30.0,  # for a machine that is busy
+        deadline: float = 20.0,  # for a machine that is busy
         **options: str,
     ) -> DatastoreSessionStore:
         keyring = Keyring("only for tests, only for tests, 1")
