@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import sqlite3
 import stat
@@ -357,6 +359,32 @@ def test_a_child_outlives_its_parent(open_store: Open, path: Path) -> None:
     os.close(closed)
     os.close(close)
     assert run(COUNT, str(path)).stdout == "(3,)\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_by_a_server_of_c(open_store: Open) -> None:
+    """A child that Python did not fork neither uses what its parents have open, nor closes it."""
+    store = open_store()
+    token = store.create(RECORD, NOW).token
+    python = ctypes.PyDLL(None)  # as uWSGI does it: no hook is called
+
+    def connections() -> int:
+        gc.collect()  # which is when one that nobody holds is closed
+        return sum(type(thing) is sqlite3.Connection for thing in gc.get_objects())
+
+    def look() -> bool:
+        inherited = connections()
+        store.close()
+        kept = connections() == inherited
+        return kept and store.load(token, NOW) is not None and connections() == inherited + 1
+
+    def in_a_child(work: Callable[[], bool]) -> bool:
+        child = python.fork()
+        if child == 0:
+            os._exit(0 if work() else 1)
+        return bool(os.waitpid(child, 0)[1] == 0)
+
+    assert in_a_child(lambda: look() and in_a_child(look))
 
 
 def test_a_second_store_costs_the_first_no_lock(open_store: Open, path: Path) -> None:
