@@ -174,6 +174,15 @@ def test_a_missing_folder(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may write everything")
+def test_a_file_of_somebody_else(open_store: Open, path: Path) -> None:
+    """A file that this user may not write stops the start, not the first save."""
+    open_store().close()
+    path.chmod(0o400)
+    with pytest.raises(StoreError, match=r"sessions\.sqlite3 cannot be used: it cannot be written"):
+        open_store()
+
+
 def test_a_read_only_file(open_store: Open, path: Path) -> None:
     """A file that cannot be written is read from, and a write is an error that names it."""
     store = open_store()
