@@ -253,7 +253,7 @@ class TieredSessionStore:
             if self._doubted and self._is_doubted(key, head):
                 raise Refused("distrusted")
             version = int.from_bytes(head[:_VERSION], "big")
-            record = self._envelope.open(value[_HEAD:], key.encode() + head, version)
+            record = self._envelope.open(value[_HEAD:], head + key.encode(), version)
         except Refused as refused:
             if self._observer is not None:
                 self._observer(events.CacheRefused(refused.reason))
@@ -354,7 +354,9 @@ class TieredSessionStore:
     def _value(self, key: str, record: Record, version: int, now: float) -> bytes | None:
         """The ``V`` of *record*, or ``None`` if it is too large for the cache."""
         head = version.to_bytes(_VERSION, "big") + int(now).to_bytes(_TIME, "big")
-        value = b"V" + head + self._envelope.seal(record, key.encode() + head)
+        # In this order: behind the key, the head could be the beginning of a record that the
+        # durable store has sealed under that key, and the rest of it another record.
+        value = b"V" + head + self._envelope.seal(record, head + key.encode())
         return value if len(value) <= self.cache.max_value else None
 
     def _ttl(self, record: Record, now: float) -> float:

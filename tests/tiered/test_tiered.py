@@ -214,6 +214,19 @@ def test_a_swapped_entry_is_not_believed(process: Process, tiers: Tiers) -> None
     assert process.payload(mine.token) == b"one"
 
 
+def test_a_record_from_the_durable_store_is_no_entry(process: Process, tiers: Tiers) -> None:
+    """The durable store's bytes, read from the middle as an entry, say nothing to anybody."""
+    envelope = OPTIONS.record_envelope
+    inner = envelope.seal(RECORD._replace(payload=b"I am root"))[:-16]
+    begin = len(envelope.seal(RECORD._replace(payload=b""))) - 16
+    # What a visitor typed in begins where a version and a time would end.
+    outer = RECORD._replace(payload=b"." * (12 - begin) + inner)
+    saved = process.store.create(outer, NOW)
+    (key,) = tiers.memory._slots
+    tiers.memory.set(key, b"V" + envelope.seal(outer, key.encode()), 600)
+    assert process.payload(saved.token) == outer.payload
+
+
 # -- the cache fails ------------------------------------------------------------------
 
 
