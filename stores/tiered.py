@@ -58,14 +58,18 @@ from tieredsession.tokens import SessionIds
 T = TypeVar("T")
 
 VALUE_TTL = 600.0
-"""Seconds that a value stays in the cache: the bound on staleness if the cache misbehaves."""
+"""Seconds that a value stays in the cache: the bound on staleness if the cache misbehaves.
+
+A value says when it was put there. One that has outlived this, or that somebody has put back, is
+refused after five minutes more, by which two clocks may differ.
+"""
 
 _LOCK_TTL = 30.0  # longer than any commit may take: see LONGEST_DEADLINE in datastore.py
 _LEASE_TTL = 10.0  # longer than any lookup may take
 _VERSION = 8
 _TIME = 4
 _HEAD = 1 + _VERSION + _TIME
-_SKEW = 300.0  # seconds that another process's clock may be ahead, when old values are doubted
+_SKEW = 300.0  # seconds that two clocks of a site may differ by
 _PUBLISH_TRIES = 3
 _DELETE_TRIES = 8
 
@@ -249,8 +253,11 @@ class TieredSessionStore:
     def _read(self, key: str, value: bytes, now: float) -> Record | None:
         """The live record in a ``V``, if it can be believed."""
         head = value[1:_HEAD]
+        published = int.from_bytes(head[_VERSION:], "big")
         try:
-            if self._doubted and self._is_doubted(key, head):
+            if published < now - self._value_ttl - _SKEW:
+                raise Refused("expired")  # the cache kept it for too long, or it was put back
+            if self._doubted and published <= self._doubted.get(self.cache.server(key), 0):
                 raise Refused("distrusted")
             version = int.from_bytes(head[:_VERSION], "big")
             record = self._envelope.open(value[_HEAD:], head + key.encode(), version)
@@ -259,11 +266,6 @@ class TieredSessionStore:
                 self._observer(events.CacheRefused(refused.reason))
             return None
         return record if record.expires > now else None
-
-    def _is_doubted(self, key: str, head: bytes) -> bool:
-        """Whether the value with that *head* is from before the end of a long outage."""
-        published = int.from_bytes(head[_VERSION:], "big")
-        return published <= self._doubted.get(self.cache.server(key), 0)
 
     def _look_up_and_fill(
         self, token: str, key: str, lease: bytes, found: Found, now: float

@@ -214,6 +214,19 @@ def test_a_swapped_entry_is_not_believed(process: Process, tiers: Tiers) -> None
     assert process.payload(mine.token) == b"one"
 
 
+def test_an_entry_that_was_put_back(process: Process, tiers: Tiers) -> None:
+    """An entry of a session that has ended since is not believed past the bound on staleness."""
+    saved = process.store.create(RECORD, NOW)
+    (key,) = tiers.memory._slots
+    (old,) = tiers.cached
+    process.store.delete(saved.token, NOW, saved.version)
+    tiers.memory.set(key, old, 600)
+    later = NOW + VALUE_TTL + 300
+    assert process.payload(saved.token, later) == b"one"  # nobody can tell it from a live one
+    assert process.payload(saved.token, later + 1) is None
+    assert [e.reason for e in tiers.events if isinstance(e, events.CacheRefused)] == ["expired"]
+
+
 def test_a_record_from_the_durable_store_is_no_entry(process: Process, tiers: Tiers) -> None:
     """The durable store's bytes, read from the middle as an entry, say nothing to anybody."""
     envelope = OPTIONS.record_envelope
