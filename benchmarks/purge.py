@@ -138,7 +138,7 @@ def _store(kind: str, rows: int) -> Any:
     from tieredsession.stores.datastore import DatastoreSessionStore
     from tieredsession.url import URL
 
-    url = URL(f"datastore://{PROJECT}?namespace={_NAMESPACE}&kind={kind}&deadline=30", "URL")
+    url = URL(f"datastore://{PROJECT}?namespace={_NAMESPACE}&kind={kind}&deadline=20", "URL")
     options = StoreOptions(Keyring(SECRET), "id", url=url)
     store = DatastoreSessionStore.from_options(options)
     expires = float(int(time.time()) - 86_400)

@@ -86,6 +86,11 @@ class Breaker:
         with self._lock:
             self._probing = False
 
+    def forked(self) -> None:
+        """Go on in a child, where nobody is left to end a probe or to release the lock."""
+        self._lock = threading.Lock()
+        self._probing = False
+
     def missed(self, key: str) -> None:
         """The cached copy of *key* is out of date and could not be marked."""
         with self._lock:

@@ -59,6 +59,9 @@ KIND = "SessionEntity"
 MAX_SEALED = 1_048_572 - 2_048
 """Bytes of a sealed record: what Datastore takes as one entity, less our key and properties."""
 
+LONGEST_DEADLINE = 20.0
+"""Seconds. A save must have come to its end before the LOCK in a cache in front of it does."""
+
 _WRITE_ID = 8  # bytes
 
 
@@ -102,7 +105,8 @@ class DatastoreSessionStore:
         ids: mints and checks tokens.
         envelope: seals the records.
         observer: is told why a token was refused.
-        deadline: seconds that one call of the store may take, retries and look-ups included.
+        deadline: seconds that one call of the store may take, retries and look-ups included;
+            behind a cache, no more than ``LONGEST_DEADLINE``.
         kind: of the entities.
         owners: names principals in the index, or ``None`` to keep none.
         clock: seconds, monotonic; measures the deadline.
@@ -151,7 +155,7 @@ class DatastoreSessionStore:
 
         What it does not name comes from the environment, as for any Google client:
         ``GOOGLE_CLOUD_PROJECT``, default credentials, ``DATASTORE_EMULATOR_HOST``. The options
-        are ``namespace``, ``kind``, and ``deadline`` in seconds.
+        are ``namespace``, ``kind``, and ``deadline`` in seconds (2, and no more than 20).
 
         Raises:
             ConfigurationError: there is no such project or there are no credentials.
@@ -175,6 +179,10 @@ class DatastoreSessionStore:
             kind = url.option("kind", KIND, _parse_kind)
             deadline = url.seconds("deadline", deadline)
             url.finish()
+            if deadline > LONGEST_DEADLINE:
+                raise url.error(
+                    f"has a deadline of {deadline:g} s; {LONGEST_DEADLINE:g} is the most"
+                )
 
         store = cls(
             partial(ndb.Client, project=project, namespace=namespace, database=database),

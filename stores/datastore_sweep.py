@@ -154,14 +154,12 @@ class DatastoreSweep:
         entity.key.CopyFrom(self._key(self._prefix + name, NOTES))
         entity.properties["data"].blob_value = data
         entity.properties["data"].exclude_from_indexes = True
-        try:
-            result = self._call(
-                lambda timeout: self._at.commit(request, timeout), self._deadline(_DEADLINE)
-            )
-        except rpc.Refused:
-            return None
-        (done,) = result.mutation_results
-        return None if done.conflict_detected else int(done.version)
+        version, repeated = self._commit_once(request)
+        if version is None and repeated:
+            there = self.read_notes([name]).get(name)
+            if there is not None and there.data == data:
+                return there.version  # ours: a lease that nobody knows to be his lasts an hour
+        return version
 
     def plant(self, shard: str, expires: float) -> bool:
         name = self._prefix + shard + _CANARY
@@ -171,18 +169,8 @@ class DatastoreSweep:
         entity.properties["expires"].timestamp_value.seconds = int(expires)
         entity.properties["expires"].exclude_from_indexes = True
         entity.properties["sweep"].string_value = sweep_value(name, int(expires))
-        tries = 0
-
-        def insert(timeout: float) -> rpc.Message:
-            nonlocal tries
-            tries += 1
-            return self._at.commit(request, timeout)
-
-        try:
-            self._call(insert, self._deadline(_DEADLINE))
-        except rpc.Refused:
-            return tries > 1  # what is there may be of the try before, whose reply was lost
-        return True
+        version, repeated = self._commit_once(request)
+        return version is not None or repeated
 
     # -- inside -----------------------------------------------------------------------
 
@@ -262,6 +250,24 @@ class DatastoreSweep:
         # A conflict at version 0 met nothing: somebody else has deleted it, or a lost reply
         # of this very commit.
         return sum(1 for one in done.mutation_results if one.conflict_detected and one.version)
+
+    def _commit_once(self, request: rpc.Message) -> tuple[int | None, bool]:
+        """The version that a commit of one entity made, or ``None`` if its condition refused it.
+
+        And whether what stands there may be of an earlier try, whose reply was lost.
+        """
+        tries = 0
+
+        def commit(timeout: float) -> rpc.Message:
+            nonlocal tries
+            tries += 1
+            return self._at.commit(request, timeout)
+
+        try:
+            (done,) = self._call(commit, self._deadline(_DEADLINE)).mutation_results
+        except rpc.Refused:
+            return None, tries > 1
+        return None if done.conflict_detected else int(done.version), tries > 1
 
     def _query(self, order: str, limit: int, after: str | None) -> rpc.Message:
         request = rpc.QueryRequest(project_id=self._at.project, database_id=self._at.database)

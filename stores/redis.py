@@ -7,7 +7,6 @@ clients are redis-py's; :mod:`tieredsession.stores.redis_clients` makes them fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from hashlib import sha1
 from typing import Any, NamedTuple, NoReturn
 
@@ -53,11 +52,15 @@ return 1
 class RedisCache:
     """Values in a Redis (6 or later) or a Valkey.
 
+    It should keep nothing on disk: one that restarts from its file, or a replica that takes over
+    without the last writes, brings old values back for what is left of their ttl.
+
     Args:
         client: with short time-outs and without retries, ``Retry(NoBackoff(), 0)``, for a
             repeated ``replace`` would tell a lie; it answers in bytes, as is the default.
-        name: what errors and a circuit breaker call the server.
-        locate: names the server of a key, where there are several; ``None`` if not known.
+        name: what errors and a circuit breaker call the server; of several servers, all of
+            them together. A node that takes over from another answers with what that one
+            held, so what was missed there has to be made good before it is asked.
 
     Raises:
         CacheError: as the contract has it; the message names the server.
@@ -66,16 +69,10 @@ class RedisCache:
     max_value = 1 << 22
     """Bytes. Redis takes 512 MiB, and everybody else waits while it does."""
 
-    def __init__(
-        self,
-        client: Client,
-        name: str = "redis",
-        locate: Callable[[str], str | None] | None = None,
-    ) -> None:
+    def __init__(self, client: Client, name: str = "redis") -> None:
         self._client = client
         self._execute = client.execute_command
         self._name = name
-        self._locate = locate
 
     @classmethod
     def from_url(cls, url: URL) -> RedisCache:
@@ -88,9 +85,12 @@ class RedisCache:
         ``fakeredis://[/name]``: caches of one name are one.
 
         Options: ``timeout`` (0.1 seconds without an answer), ``connect_timeout`` (as
-        ``timeout``), ``pool`` (16 connections to a server), ``db``; ``tls=1`` for Sentinel and
-        cluster; over TLS ``ca``, a file of certificates to trust in place of the system's,
-        and ``verify=0`` to trust any.
+        ``timeout``), ``pool`` (16 connections, and calls, at once), ``db``; ``tls=1`` for
+        Sentinel and cluster; over TLS ``ca``, a file of certificates to trust in place of the
+        system's, and ``verify=0`` to trust any.
+
+        When no node of a cluster answers, the calls that are under way wait one after the
+        other for its map, which redis-py asks each node for: *timeout* times nodes times calls.
         """
         return cls(*connect(url))
 
@@ -100,16 +100,16 @@ class RedisCache:
         try:
             value = self._execute("GET", key)
         except FAILURES as error:
-            self._fail(key, error)
+            self._fail(error)
         if value is None:
             return None
-        return Entry(value, value) if type(value) is bytes else self._fail(key)
+        return Entry(value, value) if type(value) is bytes else self._fail()
 
     def get_or_add(self, key: str, value: bytes, ttl: float) -> Found:
         found = self._run(_GET_OR_ADD, key, value, _milliseconds(ttl))
         if found is None:
             return Found(None, True, value)
-        return Found(found, False, found) if type(found) is bytes else self._fail(key)
+        return Found(found, False, found) if type(found) is bytes else self._fail()
 
     def set(self, key: str, value: bytes, ttl: float) -> Handle | None:
         """As the contract has it. A server that is full keeps neither this nor the old one."""
@@ -117,25 +117,25 @@ class RedisCache:
             done = self._execute("SET", key, value, "PX", _milliseconds(ttl))
         except OutOfMemoryError as error:
             self.delete(key)
-            self._fail(key, error)
+            self._fail(error)
         except FAILURES as error:
-            self._fail(key, error)
-        return value if done is True else self._fail(key)
+            self._fail(error)
+        return value if done is True else self._fail()
 
     def replace(self, key: str, handle: Handle, value: bytes, ttl: float) -> bool:
         answer = self._run(_REPLACE, key, handle, value, _milliseconds(ttl))
-        return bool(answer) if type(answer) is int else self._fail(key)
+        return bool(answer) if type(answer) is int else self._fail()
 
     def delete(self, key: str) -> None:
         try:
             done = self._execute("DEL", key)
         except FAILURES as error:
-            self._fail(key, error)
+            self._fail(error)
         if type(done) is not int:
-            self._fail(key)
+            self._fail()
 
     def server(self, key: str) -> str:
-        return (self._locate and self._locate(key)) or self._name
+        return self._name
 
     def close(self) -> None:
         """Close the connections; others are opened if the cache is used again."""
@@ -150,15 +150,15 @@ class RedisCache:
             except NoScriptError:
                 return self._execute("EVAL", script.text, 1, key, *arguments)
         except FAILURES as error:
-            self._fail(key, error)
+            self._fail(error)
 
-    def _fail(self, key: str, error: Exception | None = None) -> NoReturn:
+    def _fail(self, error: Exception | None = None) -> NoReturn:
         """Raise a ``CacheError``, without what a server says of a command: it may quote it."""
         problem = "an answer of the wrong type" if error is None else type(error).__name__
         if isinstance(error, CONNECTION_FAILURES):
             problem += f": {error}"
         kind = CacheTimeout if isinstance(error, TIMEOUTS) else CacheError
-        raise kind(f"redis at {self.server(key)} failed: {problem}") from None
+        raise kind(f"redis at {self._name} failed: {problem}") from None
 
 
 def _milliseconds(ttl: float) -> int:

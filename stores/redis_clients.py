@@ -11,10 +11,12 @@ protocol 2 alone, hence that one), and a forked process gets connections of its 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 from tieredsession.errors import MissingDependencyError
 from tieredsession.url import URL, parse_bool
@@ -28,6 +30,7 @@ try:
     from redis.exceptions import (
         NoScriptError,
         OutOfMemoryError,
+        ReadOnlyError,
         RedisClusterException,
         RedisError,
     )
@@ -70,11 +73,10 @@ class Client(Protocol):
 
 
 class Connected(NamedTuple):
-    """A client, what its server is called, and what tells the server of one key."""
+    """A client, and what its server is called."""
 
     client: Client
     name: str
-    locate: Callable[[str], str | None] | None = None
 
 
 def connect(url: URL) -> Connected:
@@ -101,7 +103,7 @@ def _one(url: URL) -> Connected:
     options = _options(url)
     tls = _tls(url, url.scheme in ("rediss", "valkeys"))
     pool = BlockingConnectionPool(
-        connection_class=SSLConnection if tls is not None else Connection,
+        connection_class=_TLS if tls is not None else _TCP,
         host=host,
         port=port or _PORT,
         db=_database(url, url.path.strip("/")),
@@ -138,15 +140,17 @@ def _sentinel(url: URL) -> Connected:
         [(host, port or _SENTINEL_PORT) for host, port in url.hosts],
         sentinel_kwargs={**own, **({"ssl": True, **tls} if tls is not None else {})},
     )
+    pool = _pool_size(url)
     client = sentinel.master_for(
         service,
         connection_class=_SentinelTLS if tls is not None else _SentinelTCP,
         db=_database(url),
-        max_connections=_pool_size(url),
+        max_connections=pool,
         **options,
         **(tls or {}),
     )
-    return Connected(client, f"{service} (by Sentinel)")
+    waiting = _InTurn(client, pool, options["socket_timeout"])
+    return Connected(waiting, f"{service} (by Sentinel)")
 
 
 def _cluster(url: URL) -> Connected:
@@ -163,9 +167,10 @@ def _cluster(url: URL) -> Connected:
         nodes = [ClusterNode(host, port or _PORT) for host, port in url.hosts]
         return RedisCluster(startup_nodes=nodes, retry=retry, max_connections=pool, **options)
 
-    cluster = _Cluster(make)
+    client = _Cluster(make, options["socket_connect_timeout"])
+    cluster = _InTurn(client, pool, options["socket_timeout"])
     host, port = url.hosts[0]
-    return Connected(cluster, f"cluster of {host}:{port or _PORT}", cluster.locate)
+    return Connected(cluster, f"cluster of {host}:{port or _PORT}")
 
 
 _fakes: dict[str, Any] = {}
@@ -196,6 +201,21 @@ _SCHEMES: dict[str, Callable[[URL], Connected]] = {
 }
 
 
+class _TCP(Connection):
+    """Closes itself when its server has become a replica: its name may be another's by now."""
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)
+        except ReadOnlyError:
+            self.disconnect()
+            raise
+
+
+class _TLS(_TCP, SSLConnection):
+    pass
+
+
 class _SentinelTCP(SentinelManagedConnection):
     """Closes itself when a reading is interrupted, which redis-py's leaves out."""
 
@@ -208,32 +228,74 @@ class _SentinelTLS(_SentinelTCP, SentinelManagedSSLConnection):
     pass
 
 
+class _InTurn:
+    """A client on which callers wait for a free connection, where redis-py's refuses them.
+
+    A healthy server would be taken for a dead one whenever there are more threads than
+    connections. Only redis-py's pool for a single server can wait.
+    """
+
+    def __init__(self, client: Client, pool: int, timeout: float) -> None:
+        self._client = client
+        self._pool = pool
+        self._timeout = timeout
+        self.start()
+        _in_turn.add(self)
+
+    def start(self) -> None:
+        """Begin with every connection free, also in a child of a process where none was."""
+        self._free = threading.Semaphore(self._pool)
+
+    def execute_command(self, *args: Any) -> Any:
+        if not self._free.acquire(timeout=self._timeout):
+            raise TimeoutError(f"no free one of {self._pool} connections")
+        try:
+            return self._client.execute_command(*args)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+_in_turn: WeakSet[_InTurn] = WeakSet()
+
+
+def _after_fork() -> None:
+    for client in _in_turn:
+        client.start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class _Cluster:
     """A cluster's client, made when it is first used: redis-py's connects at once."""
 
-    def __init__(self, make: Callable[[], RedisCluster]) -> None:
+    def __init__(self, make: Callable[[], RedisCluster], timeout: float) -> None:
         self._make = make
+        self._timeout = timeout
         self._client: RedisCluster | None = None
         self._lock = threading.Lock()
 
     def execute_command(self, *args: Any) -> Any:
-        client = self._client
-        if client is None:
-            with self._lock:
-                client = self._client = self._client or self._make()
+        client = self._client or self._connect()
         return client.execute_command(*args)
+
+    def _connect(self) -> RedisCluster:
+        # Threads that come together do not try a dead cluster one after the other.
+        if not self._lock.acquire(timeout=self._timeout):
+            raise TimeoutError("another thread is still connecting")
+        try:
+            self._client = self._client or self._make()
+            return self._client
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
-
-    def locate(self, key: str) -> str | None:
-        """The node of *key*, as far as it is known without a call."""
-        try:
-            node = None if self._client is None else self._client.get_node_from_key(key)
-        except RedisClusterException:
-            return None
-        return None if node is None else node.name
 
 
 # -- options ------------------------------------------------------------------------------

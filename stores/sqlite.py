@@ -4,7 +4,8 @@ Every call is one statement, so every call is atomic between threads and process
 ``UPDATE ... WHERE version = ?`` is at once the write, the lost-update check and the check
 that a dead session stays dead. The file is in WAL mode (readers do not wait for a writer)
 and synced at each commit, so an acknowledged logout survives a power cut;
-``?synchronous=normal`` trades that for speed.
+``?synchronous=normal`` trades that for speed. A process may fork, but not while another
+thread is inside a call.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing, suppress
 from typing import Any, NoReturn, TypeVar
+from weakref import WeakSet
 
 from tieredsession.contracts import Observer, Owned, Record, Saved, Swept
 from tieredsession.envelope import Envelope, Refused
@@ -87,11 +90,13 @@ class SQLiteSessionStore:
         self._timeout = timeout
         self._synchronous = synchronous
         self._idle: deque[sqlite3.Connection] = deque()
+        self._abandoned: list[deque[sqlite3.Connection]] = []
         self._pid = os.getpid()
         try:
             self._prepare()
         except (sqlite3.Error, OSError) as error:
             raise self._failed(error) from error
+        _stores.add(self)
 
     @classmethod
     def from_options(cls, options: StoreOptions) -> SQLiteSessionStore:
@@ -217,8 +222,10 @@ class SQLiteSessionStore:
 
     def close(self) -> None:
         """Close the idle connections; the store opens others if it is used again."""
-        while self._idle:
-            self._idle.pop().close()
+        idle = self._connections()
+        with suppress(IndexError):  # in the meantime a call may have taken the last
+            while True:
+                idle.pop().close()
 
     # -- inside -----------------------------------------------------------------------
 
@@ -277,14 +284,19 @@ class SQLiteSessionStore:
 
     def _take(self) -> sqlite3.Connection:
         """A connection that nobody else uses."""
-        if os.getpid() != self._pid:
-            # SQLite forbids using a connection after a fork, and closing it there, too.
-            self._abandoned, self._idle = self._idle, deque()
-            self._pid = os.getpid()
         try:
-            return self._idle.pop()
+            return self._connections().pop()
         except IndexError:
             return self._connect()
+
+    def _connections(self) -> deque[sqlite3.Connection]:
+        """Those of this process that are idle."""
+        if os.getpid() != self._pid:
+            # SQLite forbids using a connection after a fork, and closing it there, too.
+            self._abandoned.append(self._idle)
+            self._idle = deque()
+            self._pid = os.getpid()
+        return self._idle
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -299,10 +311,14 @@ class SQLiteSessionStore:
 
     def _prepare(self) -> None:
         # Sessions are personal data: the file is its owner's alone. SQLite gives its
-        # companions (-wal, -shm) the same mode.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        connection = self._connect()
-        try:
+        # companions (-wal, -shm) the same mode. A file that is there is not even opened: to
+        # close it would take away the locks of every connection that this process has to it.
+        with suppress(FileExistsError):
+            new = os.open(os.path.realpath(self._path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            os.close(new)
+        if not os.access(self._path, os.W_OK):
+            raise PermissionError("it cannot be written")
+        with closing(self._connect()) as connection:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -316,11 +332,24 @@ class SQLiteSessionStore:
             if version < SCHEMA_VERSION:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_SCHEMA)
-        except BaseException:
-            connection.close()
-            raise
-        self._idle.append(connection)
 
     def _failed(self, error: Exception) -> StoreError:
         kind = StoreUnavailable if "locked" in str(error) else StoreError
         return kind(f"the SQLite file {self._path} cannot be used: {error}")
+
+
+_stores: WeakSet[SQLiteSessionStore] = WeakSet()
+
+
+def _before_fork() -> None:
+    """Close what is idle: in the child, SQLite would believe to have the locks of its parent.
+
+    It would take none of its own, and once the parent has ended, whoever else opens and closes
+    the file would delete the log that the child still writes to.
+    """
+    for store in _stores:
+        store.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork)

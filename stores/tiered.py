@@ -34,7 +34,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from random import uniform
+from threading import get_ident
 from typing import TypeVar, cast
+from weakref import WeakSet
 
 from tieredsession import events
 from tieredsession.contracts import (
@@ -57,14 +59,18 @@ from tieredsession.tokens import SessionIds
 T = TypeVar("T")
 
 VALUE_TTL = 600.0
-"""Seconds that a value stays in the cache: the bound on staleness if the cache misbehaves."""
+"""Seconds that a value stays in the cache: the bound on staleness if the cache misbehaves.
 
-_LOCK_TTL = 30.0  # longer than any commit may take
+A value says when it was put there. One that has outlived this, or that somebody has put back, is
+refused after five minutes more, by which two clocks may differ.
+"""
+
+_LOCK_TTL = 30.0  # longer than any commit may take: see LONGEST_DEADLINE in datastore.py
 _LEASE_TTL = 10.0  # longer than any lookup may take
 _VERSION = 8
 _TIME = 4
 _HEAD = 1 + _VERSION + _TIME
-_SKEW = 60.0  # seconds that another process's clock may be ahead, when old values are doubted
+_SKEW = 300.0  # seconds that two clocks of a site may differ by
 _PUBLISH_TRIES = 3
 _DELETE_TRIES = 8
 
@@ -113,6 +119,7 @@ class TieredSessionStore:
         self._breakers: dict[str, Breaker] = {}
         self._doubted: dict[str, float] = {}  # server to the time before which values are old
         self._flights: dict[str, _Flight] = {}
+        _stores.add(self)
 
     # -- SessionStore -----------------------------------------------------------------
 
@@ -133,7 +140,7 @@ class TieredSessionStore:
                 return record
         elif not found.won:
             flight = self._flights.get(key)
-            if flight is not None and flight.is_of(found):
+            if flight is not None and flight.is_for(found):
                 return flight.answer.result()
             # A LOCK or the lease of another process: look up, and leave the slot alone.
             self._emit(events.CacheMiss, key)
@@ -147,8 +154,9 @@ class TieredSessionStore:
             value = self._value(key, record, saved.version, now)
             if value is not None:
                 ttl = self._ttl(record, now)
-                if self._call(key, now, self._set, key, value, ttl) is None:
-                    # A call that timed out may still arrive, after a later one.
+                sent: list[str] = []
+                if self._call(key, now, self._send, sent, key, value, ttl) is None and sent:
+                    # It may still arrive, after a later one. What was not tried needs no mark.
                     self._breaker(key).missed(key)
         return saved
 
@@ -246,20 +254,18 @@ class TieredSessionStore:
     def _read(self, key: str, value: bytes, now: float) -> Record | None:
         """The live record in a ``V``, if it can be believed."""
         head = value[1:_HEAD]
+        published = int.from_bytes(head[_VERSION:], "big")
         try:
-            if self._doubted and self._is_doubted(key, head):
+            if published < now - self._value_ttl - _SKEW:
+                raise Refused("expired")  # the cache kept it for too long, or it was put back
+            if self._doubted and published <= self._doubted.get(self.cache.server(key), 0):
                 raise Refused("distrusted")
             version = int.from_bytes(head[:_VERSION], "big")
-            record = self._envelope.open(value[_HEAD:], key.encode() + head, version)
+            record = self._envelope.open(value[_HEAD:], head + key.encode(), version)
         except Refused as refused:
             tell_operator(self._observer, events.CacheRefused(refused.reason))
             return None
         return record if record.expires > now else None
-
-    def _is_doubted(self, key: str, head: bytes) -> bool:
-        """Whether the value with that *head* is from before the end of a long outage."""
-        published = int.from_bytes(head[_VERSION:], "big")
-        return published <= self._doubted.get(self.cache.server(key), 0)
 
     def _look_up_and_fill(
         self, token: str, key: str, lease: bytes, found: Found, now: float
@@ -319,6 +325,11 @@ class TieredSessionStore:
         """As the cache has it, in a tuple: to :meth:`_call`, no handle is not a failure."""
         return (self.cache.set(key, value, ttl),)
 
+    def _send(self, sent: list[str], key: str, value: bytes, ttl: float) -> tuple[Handle | None]:
+        """As :meth:`_set`, and note down that it was tried."""
+        sent.append(key)
+        return self._set(key, value, ttl)
+
     def _publish(
         self, key: str, lock: bytes, handle: Handle | None, value: bytes, ttl: float
     ) -> bool:
@@ -345,7 +356,9 @@ class TieredSessionStore:
     def _value(self, key: str, record: Record, version: int, now: float) -> bytes | None:
         """The ``V`` of *record*, or ``None`` if it is too large for the cache."""
         head = version.to_bytes(_VERSION, "big") + int(now).to_bytes(_TIME, "big")
-        value = b"V" + head + self._envelope.seal(record, key.encode() + head)
+        # In this order: behind the key, the head could be the beginning of a record that the
+        # durable store has sealed under that key, and the rest of it another record.
+        value = b"V" + head + self._envelope.seal(record, head + key.encode())
         return value if len(value) <= self.cache.max_value else None
 
     def _ttl(self, record: Record, now: float) -> float:
@@ -425,17 +438,37 @@ class _Flight:
     """A lookup under way, for others that met its lease.
 
     Sharing its answer is safe for them alone: whoever still saw that lease in the slot came
-    before any later LOCK, and so before any write that the lookup could have missed.
+    before any later LOCK, and so before any write that the lookup could have missed. It is not
+    for an observer that reads a session while it is told of the lookup: it would wait for itself.
     """
 
-    __slots__ = ("_handle", "_lease", "answer")
+    __slots__ = ("_handle", "_lease", "_thread", "answer")
 
     def __init__(self, lease: bytes, handle: Handle | None) -> None:
         self._lease = lease
         self._handle = handle
+        self._thread = get_ident()
         self.answer: Future[Record | None] = Future()
 
-    def is_of(self, found: Found) -> bool:
+    def is_for(self, found: Found) -> bool:
+        """Whether a caller in this thread, who has *found* that, may wait for the answer."""
+        if self._thread == get_ident():
+            return False
         if found.value == self._lease:
             return True
         return self._handle is not None and found.handle == self._handle
+
+
+_stores: WeakSet[TieredSessionStore] = WeakSet()
+
+
+def _after_fork() -> None:
+    """In a child nobody comes back from what other threads of its parent were about."""
+    for store in _stores:
+        store._flights.clear()
+        for breaker in store._breakers.values():
+            breaker.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

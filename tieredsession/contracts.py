@@ -268,7 +268,10 @@ class Cache(Protocol):
         ...
 
     def server(self, key: str) -> str:
-        """Which server keeps *key*: a name for a circuit breaker. No call is made."""
+        """Which server keeps *key*: a name for a circuit breaker. No call is made.
+
+        A key has the same name for good, also when another server takes over.
+        """
         ...
 
 

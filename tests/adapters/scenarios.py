@@ -134,6 +134,7 @@ class Site:
                 self.options.ids,
                 self.options.record_envelope,
                 self.events.append,
+                value_ttl=self.settings.session_cache_age,
                 clock=clock,
             )
         self.front_end = front_end(settings, store, observers, clock)

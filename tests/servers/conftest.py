@@ -221,11 +221,11 @@ class Proxy:
     """Stands before a server and tampers with its replies.
 
     *plan* has what becomes of the next replies, one after another; then all are passed on.
-    *always* goes before the plan, while it is there.
+    *always* goes before the plan, while it is there. *server* is the one of new connections.
     """
 
     def __init__(self, server: Server) -> None:
-        self._server = server
+        self.server = server
         self.plan: list[Tamper] = []
         self.always: Tamper | None = None
         self.requests: list[bytes] = []
@@ -233,7 +233,7 @@ class Proxy:
         self.authority = self.impostor.authority
 
     def _behave(self, client: socket.socket) -> None:
-        with connect(self._server.address) as upstream:
+        with connect(self.server.address) as upstream:
             while request := client.recv(1 << 16):
                 upstream.sendall(request)
                 reply = upstream.recv(1 << 16)
@@ -560,7 +560,7 @@ def open_store(emulator: Emulator, project: str) -> Callable[..., DatastoreSessi
         encrypt: bool = False,
         principals: bool = False,
         observer: Observer | None = None,
-        deadline: float = 30.0,  # for a machine that is busy
+        deadline: float = 20.0,  # for a machine that is busy
         **options: str,
     ) -> DatastoreSessionStore:
         keyring = Keyring("only for tests, only for tests, 1")

@@ -21,7 +21,7 @@ def app(emulator: object, project: str, monkeypatch: pytest.MonkeyPatch) -> Sess
     """The application of the example, with the environment that App Engine gives it."""
     monkeypatch.setenv("SECRET_KEY", "only for tests, only for tests, 1")
     monkeypatch.setenv("SESSION_STORE", "tieredsession.stores.GAESessionStore")
-    monkeypatch.setenv("SESSION_STORE_URL", "datastore:///?deadline=30")
+    monkeypatch.setenv("SESSION_STORE_URL", "datastore:///?deadline=20")
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", project)
     monkeypatch.setenv("GAE_ENV", "standard")
     made: SessionMiddleware = runpy.run_path(str(MAIN))["app"]

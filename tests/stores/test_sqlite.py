@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import sqlite3
 import stat
@@ -172,6 +174,15 @@ def test_a_missing_folder(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may write everything")
+def test_a_file_of_somebody_else(open_store: Open, path: Path) -> None:
+    """A file that this user may not write stops the start, not the first save."""
+    open_store().close()
+    path.chmod(0o400)
+    with pytest.raises(StoreError, match=r"sessions\.sqlite3 cannot be used: it cannot be written"):
+        open_store()
+
+
 def test_a_read_only_file(open_store: Open, path: Path) -> None:
     """A file that cannot be written is read from, and a write is an error that names it."""
     store = open_store()
@@ -324,6 +335,75 @@ def test_a_forked_process_opens_its_own_connection(open_store: Open) -> None:
     loaded = store.load(saved.token, NOW)
     assert loaded is not None
     assert loaded.payload == b"child"
+
+
+COUNT = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+print(connection.execute("SELECT count(*) FROM sessions").fetchone())
+connection.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_outlives_its_parent(open_store: Open, path: Path) -> None:
+    """A forked process has locks of its own: when its parent is done, others leave it its log."""
+    store = open_store()
+    store.create(RECORD, NOW)
+    closed, close = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.read(closed, 1)
+            store.create(RECORD, NOW)
+            run(COUNT, str(path))
+            store.create(RECORD, NOW)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    store.close()
+    os.write(close, b".")
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(closed)
+    os.close(close)
+    assert run(COUNT, str(path)).stdout == "(3,)\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_by_a_server_of_c(open_store: Open) -> None:
+    """A child that Python did not fork neither uses what its parents have open, nor closes it."""
+    store = open_store()
+    token = store.create(RECORD, NOW).token
+    python = ctypes.PyDLL(None)  # as uWSGI does it: no hook is called
+
+    def connections() -> int:
+        gc.collect()  # which is when one that nobody holds is closed
+        return sum(type(thing) is sqlite3.Connection for thing in gc.get_objects())
+
+    def look() -> bool:
+        inherited = connections()
+        store.close()
+        kept = connections() == inherited
+        return kept and store.load(token, NOW) is not None and connections() == inherited + 1
+
+    def in_a_child(work: Callable[[], bool]) -> bool:
+        child = python.fork()
+        if child == 0:
+            os._exit(0 if work() else 1)
+        return bool(os.waitpid(child, 0)[1] == 0)
+
+    assert in_a_child(lambda: look() and in_a_child(look))
+
+
+def test_a_second_store_costs_the_first_no_lock(open_store: Open, path: Path) -> None:
+    """With two stores of one file in a process, what others do leaves it and its log alone."""
+    first, second = open_store(), open_store()
+    first.create(RECORD, NOW)
+    assert run(COUNT, str(path)).stdout == "(1,)\n"
+    first.create(RECORD, NOW)
+    second.create(RECORD, NOW)
+    assert run(COUNT, str(path)).stdout == "(3,)\n"
 
 
 def test_a_sweep_reads_the_index(open_store: Open, path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -215,6 +219,32 @@ def test_a_swapped_entry_is_not_believed(process: Process, tiers: Tiers) -> None
     assert process.payload(mine.token) == b"one"
 
 
+def test_an_entry_that_was_put_back(process: Process, tiers: Tiers) -> None:
+    """An entry of a session that has ended since is not believed past the bound on staleness."""
+    saved = process.store.create(RECORD, NOW)
+    (key,) = tiers.memory._slots
+    (old,) = tiers.cached
+    process.store.delete(saved.token, NOW, saved.version)
+    tiers.memory.set(key, old, 600)
+    later = NOW + VALUE_TTL + 300
+    assert process.payload(saved.token, later) == b"one"  # nobody can tell it from a live one
+    assert process.payload(saved.token, later + 1) is None
+    assert [e.reason for e in tiers.events if isinstance(e, events.CacheRefused)] == ["expired"]
+
+
+def test_a_record_from_the_durable_store_is_no_entry(process: Process, tiers: Tiers) -> None:
+    """The durable store's bytes, read from the middle as an entry, say nothing to anybody."""
+    envelope = OPTIONS.record_envelope
+    inner = envelope.seal(RECORD._replace(payload=b"I am root"))[:-16]
+    begin = len(envelope.seal(RECORD._replace(payload=b""))) - 16
+    # What a visitor typed in begins where a version and a time would end.
+    outer = RECORD._replace(payload=b"." * (12 - begin) + inner)
+    saved = process.store.create(outer, NOW)
+    (key,) = tiers.memory._slots
+    tiers.memory.set(key, b"V" + envelope.seal(outer, key.encode()), 600)
+    assert process.payload(saved.token) == outer.payload
+
+
 # -- the cache fails ------------------------------------------------------------------
 
 
@@ -275,6 +305,33 @@ def test_more_missed_than_can_be_remembered(tiers: Tiers) -> None:
     assert [process.payload(one.token, NOW + 60) for one in saved] == [b"two"] * len(saved)
     refused = [e.reason for e in tiers.events if isinstance(e, events.CacheRefused)]
     assert "distrusted" in refused
+
+
+def test_new_sessions_of_an_outage_need_no_mark(tiers: Tiers) -> None:
+    """However many sessions begin during an outage, each that ended in it is marked afterwards."""
+    process, other = tiers.process(CacheTimeout), tiers.process()
+    saved = process.store.create(RECORD, NOW)
+    process.to_cache.down()
+    for _ in range(MAX_REMEMBERED + 5):
+        process.store.create(RECORD, NOW)
+    process.store.delete(saved.token, NOW, saved.version)
+    process.to_cache.up()
+    tiers.clock.advance(60)
+    process.payload(saved.token)
+    assert other.payload(saved.token) is None
+    assert not any(isinstance(event, events.CacheRefused) for event in tiers.events)
+
+
+def test_what_a_clock_ahead_has_published_is_doubted(tiers: Tiers) -> None:
+    """Values older than such an outage are doubted, too, if a clock 300 s ahead has dated them."""
+    process, other = tiers.process(CacheTimeout), tiers.process()
+    saved = [other.store.create(RECORD, NOW + 300) for _ in range(MAX_REMEMBERED + 5)]
+    process.to_cache.down()
+    for one in saved:
+        process.store.delete(one.token, NOW, one.version)
+    process.to_cache.up()
+    tiers.clock.advance(60)
+    assert [process.payload(one.token, NOW + 60) for one in saved] == [None] * len(saved)
 
 
 def test_the_bound_across_processes(tiers: Tiers) -> None:
@@ -493,6 +550,118 @@ def test_many_misses_of_a_store_that_fails() -> None:
     chaos.before("load", wait_and_fail)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(load, range(4))) == ["unavailable"] * 4
+
+
+def test_an_observer_that_reads_the_session() -> None:
+    """An observer that is told of a lookup and reads that session itself does not hang."""
+    told: list[events.Event] = []
+
+    def observe(event: events.Event) -> None:
+        told.append(event)
+        if len(told) == 1:
+            assert store.load(token, NOW) is None
+
+    options = replace(OPTIONS, observer=observe)
+    durable = MemorySessionStore.from_options(options)
+    token = durable.create(RECORD._replace(expires=NOW - 1), NOW).token
+    store = TieredSessionStore(MemoryCache(), durable, options.ids, options.record_envelope)
+    thread = threading.Thread(target=store.load, args=(token, NOW), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+# -- a fork while other threads are at work ---------------------------------------------
+
+
+class Served(MemoryCache):
+    """A cache that a fork leaves as it is, as one on a server would be."""
+
+    def _empty(self) -> None:
+        if not hasattr(self, "_slots"):
+            super()._empty()
+
+
+def in_a_child(
+    during: Chaos, method: str, work: Callable[[], object], check: Callable[[], bool]
+) -> None:
+    """Fork while another thread is at *work*, inside *method*; then *check* in the child."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        go_on.wait(20)
+
+    during.before(method, hold)
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            os._exit(0 if check() else 1)
+        except BaseException:
+            os._exit(2)
+    ended = os.waitpid(child, 0)[1]
+    go_on.set()
+    thread.join()
+    assert ended == 0
+
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+many_threads = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+
+@forks
+@many_threads
+def test_a_fork_during_a_lookup(tiers: Tiers) -> None:
+    """A child looks up by itself what a thread of its parent was looking up, and does not hang."""
+    tiers.memory = Served()
+    process = tiers.process()
+    token = tiers.durable.create(RECORD, NOW).token
+    work = partial(process.store.load, token, NOW)
+    in_a_child(process.to_durable, "load", work, lambda: process.payload(token) == b"one")
+
+
+@forks
+@many_threads
+def test_a_fork_during_a_probe(tiers: Tiers) -> None:
+    """A child finds out by itself whether the cache is back, and uses it."""
+    tiers.memory = Served(clock=tiers.clock)
+    process = tiers.process(CacheTimeout)
+    token = process.store.create(RECORD, NOW).token
+    process.to_cache.fail("get_or_add")
+    process.store.load(token, NOW)
+    tiers.clock.advance(60)
+
+    def is_used() -> bool:
+        process.payload(token)
+        process.calls()
+        process.payload(token)
+        return process.calls() == (1, 0)
+
+    in_a_child(process.to_cache, "get", partial(process.store.load, token, NOW), is_used)
+
+
+@forks
+@many_threads
+def test_a_fork_inside_the_breaker(tiers: Tiers) -> None:
+    """A child does not wait for a lock that a thread of its parent held."""
+    tiers.memory = Served(clock=tiers.clock)
+    to_cache, to_clock = Chaos(CacheTimeout), Chaos()
+    store = TieredSessionStore(
+        to_cache.wrap(tiers.memory),
+        tiers.durable,
+        OPTIONS.ids,
+        OPTIONS.record_envelope,
+        clock=lambda: to_clock.call("clock", tiers.clock),
+    )
+    token = store.create(RECORD, NOW).token
+    to_cache.fail("get_or_add")
+    work = partial(store.load, token, NOW)
+    work()
+    in_a_child(to_clock, "clock", work, lambda: work() == RECORD._replace(version=1))
 
 
 # -- deleting without a version, and by principal -------------------------------------

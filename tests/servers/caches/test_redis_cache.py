@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
 
-from tieredsession.contracts import Entry, Found
+from tieredsession.contracts import Entry, Found, Record
 from tieredsession.errors import CacheError, ConfigurationError
+from tieredsession.keyring import Keyring
+from tieredsession.options import StoreOptions
+from tieredsession.stores.memory import MemorySessionStore
 from tieredsession.stores.redis import RedisCache
+from tieredsession.stores.tiered import TieredSessionStore
+from tieredsession.testing import FakeClock
 from tieredsession.url import URL
 
 if TYPE_CHECKING:
@@ -143,6 +151,21 @@ def test_a_key_of_another_type(redis: RedisServer, open_cache: Open) -> None:
     assert cache.get("secret:list") is None
 
 
+def test_a_server_that_becomes_a_replica(
+    own_redis: Callable[..., RedisServer], proxy: Callable[..., Proxy], open_cache: Open
+) -> None:
+    """When a name leads to another server and the old one only follows, the new one is found."""
+    old, new = own_redis(), own_redis()
+    between = proxy(old)
+    cache = open_cache(f"redis://{between.authority}?timeout=5")
+    works(cache)
+    old.ask(b"REPLICAOF " + new.authority.replace(":", " ").encode(), b"QUIT")
+    between.server = new
+    with pytest.raises(CacheError, match="ReadOnlyError"):
+        cache.set("key", b"value", TTL)
+    works(cache)
+
+
 # -- one server -----------------------------------------------------------------------------
 
 
@@ -236,23 +259,58 @@ def cluster(
 def test_a_cluster(cluster: list[RedisServer], open_cache: Open) -> None:
     """Keys are where the cluster has them, and a node that is down takes its own keys along."""
     cache = open_cache(f"redis+cluster://{cluster[0].authority}?timeout=5")
-    assert cache.server("key:0") == f"cluster of {cluster[0].authority}"
     keys = [f"key:{number}" for number in range(30)]
     for key in keys:
         assert cache.get_or_add(key, b"lease", TTL).won
         assert cache.replace(key, b"lease", key.encode(), TTL)
-    assert {cache.server(key) for key in keys} == {node.authority for node in cluster}
+    assert {cache.server(key) for key in keys} == {f"cluster of {cluster[0].authority}"}
     works(cache)
-    dead = cluster[1].authority
+    held = [int(node.ask(b"DBSIZE", b"QUIT").split()[0][1:]) for node in cluster]
+    assert 0 < held[0] < sum(held) == 30
     cluster[1].stop()
     begin = time.monotonic()
+    answered = 0
     for key in keys:
-        if cache.server(key) == dead:
-            with pytest.raises(CacheError):
-                cache.get(key)
-        else:
+        with suppress(CacheError):
             assert cache.get(key) == Entry(key.encode(), key.encode())
+            answered += 1
+    assert answered == held[0]
     assert time.monotonic() - begin < 10
+
+
+def test_a_logout_while_a_cluster_fails_over(
+    cluster: list[RedisServer],
+    own_redis: Callable[..., RedisServer],
+    free_port: Callable[[], int],
+    open_cache: Open,
+) -> None:
+    """A session that ended while its node was away is not shown by the node that takes over."""
+    bus = str(free_port())
+    replica = own_redis("--cluster-enabled", "yes", "--cluster-port", bus)
+    address = replica.authority.replace(":", " ")
+    cluster[0].ask(f"CLUSTER MEET {address} {bus}".encode(), b"QUIT")
+    name = cluster[1].ask(b"CLUSTER MYID", b"QUIT").split(b"\r\n")[1]
+    ask_until(replica, b"CLUSTER NODES", name)
+    replica.ask(b"CLUSTER REPLICATE " + name, b"QUIT")
+    ask_until(replica, b"INFO replication", b"master_link_status:up")
+
+    options = StoreOptions(Keyring("only for tests, only for tests, 1"), "id")
+    durable = MemorySessionStore.from_options(options)
+    cache = open_cache(f"redis+cluster://{cluster[0].authority}?timeout=1")
+    clock = FakeClock()
+    store = TieredSessionStore(cache, durable, options.ids, options.record_envelope, clock=clock)
+    saved = [store.create(Record(b"", 2000.0, 0.0), 1000.0) for _ in range(20)]
+    size = cluster[1].ask(b"DBSIZE", b"QUIT").split(b"\r\n")[0]
+    ask_until(replica, b"DBSIZE", size + b"\r\n")
+    cluster[1].stop()
+    for one in saved:
+        store.delete(one.token, 1000.0, one.version)
+    replica.ask(b"CLUSTER FAILOVER TAKEOVER", b"QUIT")
+    port = replica.authority.partition(":")[2].encode()
+    ask_until(cluster[0], b"CLUSTER SLOTS", b":" + port)
+    for _ in range(3):
+        clock.advance(60)
+        assert [store.load(one.token, 1000.0) for one in saved] == [None] * 20
 
 
 def test_a_cluster_that_is_down(free_port: Callable[[], int], open_cache: Open) -> None:
@@ -264,6 +322,26 @@ def test_a_cluster_that_is_down(free_port: Callable[[], int], open_cache: Open) 
         with pytest.raises(CacheError):
             cache.get("key")
     assert time.monotonic() - begin < 5
+
+
+def test_many_threads_before_a_cluster_that_is_silent(open_cache: Open) -> None:
+    """Threads that come together to a cluster of which no node answers do not wait in turn."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent, ExitStack() as stack:
+        host, port = silent.getsockname()
+        for _ in range(4):  # until it takes up no more connections
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((host, port))
+        cache = open_cache(f"redis+cluster://{host}:{port}?timeout=0.2")
+
+        def ask(_: int) -> float:
+            begin = time.monotonic()
+            with pytest.raises(CacheError):
+                cache.get("key")
+            return time.monotonic() - begin
+
+        with ThreadPoolExecutor(30) as threads:
+            assert max(threads.map(ask, range(30))) < 3
 
 
 def test_sentinel_and_a_failover(
@@ -303,24 +381,92 @@ SENTINEL_ANSWER = ["name", "main", "ip", "{host}", "port", "{port}", "flags", "m
 SENTINEL_ANSWER += ["num-other-sentinels", "0", "quorum", "1"]
 
 
+@pytest.fixture
+def behind_sentinel(impostor: Callable[..., Impostor]) -> Callable[[str], str]:
+    """Makes a URL by which a Sentinel leads to the server of that address."""
+
+    def url(authority: str) -> str:
+        host, port = authority.split(":")
+        words = [word.format(host=host, port=port) for word in SENTINEL_ANSWER]
+        answer = f"*1\r\n*{len(words)}\r\n" + "".join(f"${len(w)}\r\n{w}\r\n" for w in words)
+
+        def be_sentinel(client: socket.socket) -> None:
+            while request := client.recv(4096):
+                client.sendall(answer.encode() if b"MASTERS" in request.upper() else b"+OK\r\n")
+
+        return f"redis+sentinel://{impostor(be_sentinel).authority}/main"
+
+    return url
+
+
+@pytest.mark.parametrize("kind", ["cluster", "sentinel"])
+def test_more_threads_than_connections_to_several_servers(
+    kind: str, request: pytest.FixtureRequest, redis: RedisServer, open_cache: Open
+) -> None:
+    """Threads that find every connection busy wait for one there, too, and are not refused."""
+    if kind == "cluster":
+        url = f"redis+cluster://{request.getfixturevalue('cluster')[0].authority}"
+    else:
+        url = request.getfixturevalue("behind_sentinel")(redis.authority)
+    cache = open_cache(f"{url}?timeout=5&pool=2")
+    together = threading.Barrier(12)
+
+    def ask(number: int) -> None:
+        value = b"%d" % number * 1000
+        cache.set(f"key:{number}", value, TTL)
+        together.wait(20)
+        for _ in range(20):
+            assert cache.get(f"key:{number}") == Entry(value, value)
+
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(ask, range(12)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_while_every_connection_is_busy(
+    redis: RedisServer,
+    proxy: Callable[..., Proxy],
+    behind_sentinel: Callable[[str], str],
+    open_cache: Open,
+) -> None:
+    """A child has every connection to give, also those that its parent's threads were using."""
+    between = proxy(redis)
+    cache = open_cache(f"{behind_sentinel(between.authority)}?timeout=5&pool=1")
+    cache.set("key", b"value", TTL)
+    busy, go_on = threading.Event(), threading.Event()
+
+    def hold(client: socket.socket, reply: bytes) -> None:
+        busy.set()
+        go_on.wait(20)
+        client.sendall(reply)
+
+    between.plan = [hold]
+    thread = threading.Thread(target=cache.get, args=("key",))
+    thread.start()
+    assert busy.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            os._exit(0 if cache.get("key") == Entry(b"value", b"value") else 1)
+        except BaseException:
+            os._exit(2)
+    ended = os.waitpid(child, 0)[1]
+    go_on.set()
+    thread.join()
+    assert ended == 0
+
+
 def test_an_interrupted_call_behind_sentinel(
     redis: RedisServer,
     proxy: Callable[..., Proxy],
-    impostor: Callable[..., Impostor],
+    behind_sentinel: Callable[[str], str],
     open_cache: Open,
 ) -> None:
     """A call that is broken off takes its connection along there, too."""
     between = proxy(redis)
-    host, port = between.authority.split(":")
-    words = [word.format(host=host, port=port) for word in SENTINEL_ANSWER]
-    answer = f"*1\r\n*{len(words)}\r\n" + "".join(f"${len(w)}\r\n{w}\r\n" for w in words)
-
-    def be_sentinel(client: socket.socket) -> None:
-        while request := client.recv(4096):
-            client.sendall(answer.encode() if b"MASTERS" in request.upper() else b"+OK\r\n")
-
-    sentinel = impostor(be_sentinel)
-    cache = open_cache(f"redis+sentinel://{sentinel.authority}/main?timeout=1&pool=1")
+    cache = open_cache(f"{behind_sentinel(between.authority)}?timeout=1&pool=1")
     cache.set("key:1", b"value 1", TTL)
     cache.set("key:2", b"value 2", TTL)
 

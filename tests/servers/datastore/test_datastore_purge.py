@@ -279,6 +279,35 @@ def test_a_lost_reply_of_a_deletion(connect: Connect, client: Client, later: Fak
     assert store.load(token, NOW) is None
 
 
+def test_a_lost_reply_of_a_lease(connect: Connect, client: Client, later: FakeClock) -> None:
+    """A worker knows a lease that it took without a reply for its own, and sweeps the shard."""
+    store = connect()
+    _fill(store, 4)
+
+    def lose(response: Any) -> None:
+        client.after.clear()
+        raise rpc.Undecided("the reply is lost")
+
+    client.after["Commit"] = lose
+    report = purge(store, clock=later, ramp=False)
+    assert (report.deleted, report.shards_taken, report.completed) == (4, 0, True)
+
+
+@pytest.mark.parametrize("first", [None, b"before"])
+def test_a_lost_call_of_a_lease(connect: Connect, client: Client, first: bytes | None) -> None:
+    """A note that somebody else wrote while a call got lost is not taken for one's own."""
+    sweep = connect().sweepable
+    version = None if first is None else sweep.write_note("note", first, None)
+
+    def be_overtaken() -> None:
+        assert sweep.write_note("note", b"theirs", version) is not None
+        raise rpc.Undecided("the call is lost")
+
+    client.before["Commit"] = be_overtaken
+    assert sweep.write_note("note", b"mine", version) is None
+    assert sweep.read_notes(["note"])["note"].data == b"theirs"
+
+
 def test_a_lost_reply_of_a_canary(connect: Connect, client: Client, later: FakeClock) -> None:
     """A canary whose reply is lost is no alarm; one that is there is."""
     sweep = connect().sweepable

@@ -323,6 +323,7 @@ def test_the_default_database_by_name(open_store: OpenStore) -> None:
         ("datastore://me@a", "not of the form"),
         ("datastore://a/b/c", "not of the form"),
         ("datastore://a?deadline=0", "deadline='0'"),
+        ("datastore://a?deadline=2000", "a deadline of 2000 s; 20 is the most"),
         ("datastore://a?kind=", "kind=''"),
         ("datastore://a?kind=__x__", "kind='__x__'"),
         ("datastore://a?cache=1", "unknown option: cache"),
