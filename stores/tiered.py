@@ -250,7 +250,7 @@ class TieredSessionStore:
             if self._doubted and self._is_doubted(key, head):
                 raise Refused("distrusted")
             version = int.from_bytes(head[:_VERSION], "big")
-            record = self._envelope.open(value[_HEAD:], key.encode() + head, version)
+            record = self._envelope.open(value[_HEAD:], _context(key, head), version)
         except Refused as refused:
             tell_operator(self._observer, events.CacheRefused(refused.reason))
             return None
@@ -345,7 +345,7 @@ class TieredSessionStore:
     def _value(self, key: str, record: Record, version: int, now: float) -> bytes | None:
         """The ``V`` of *record*, or ``None`` if it is too large for the cache."""
         head = version.to_bytes(_VERSION, "big") + int(now).to_bytes(_TIME, "big")
-        value = b"V" + head + self._envelope.seal(record, key.encode() + head)
+        value = b"V" + head + self._envelope.seal(record, _context(key, head))
         return value if len(value) <= self.cache.max_value else None
 
     def _ttl(self, record: Record, now: float) -> float:
@@ -419,6 +419,15 @@ class TieredSessionStore:
     def _emit(self, event: type[events.SessionEvent], key: str) -> None:
         if self._observer is not None:
             self._observer(event(session=self._ids.label_of(key)))
+
+
+def _context(key: str, head: bytes) -> bytes:
+    """What no durable store seals under: its contexts are keys, and no key begins with a zero.
+
+    Otherwise the first bytes of a stored record could pass for a head, and what a visitor has
+    written into the session for the record behind it.
+    """
+    return b"\0" + key.encode() + head
 
 
 class _Flight:

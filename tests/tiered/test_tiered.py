@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -213,6 +215,24 @@ def test_a_swapped_entry_is_not_believed(process: Process, tiers: Tiers) -> None
     assert entry is not None
     tiers.memory.set(my_key, entry.value, 600)
     assert process.payload(mine.token) == b"one"
+
+
+def test_a_stored_record_is_no_entry(tmp_path: Path) -> None:
+    """A record of the durable store, with a visitor's own text in it, is no entry of the cache."""
+    path = tmp_path / "s.sqlite3"
+    durable = SQLiteSessionStore(path, OPTIONS.ids, OPTIONS.record_envelope, synchronous="normal")
+    cache = MemoryCache()
+    store = TieredSessionStore(cache, durable, OPTIONS.ids, OPTIONS.record_envelope)
+    # A version and a time end with the seventh byte of the text; then begins another record.
+    text = bytes(7) + b"\x12" + int(NOW + 1e8).to_bytes(4, "big") + b"\x05admin" + b"forged"
+    saved = store.create(Record(text, NOW + 14 * 86_400, NOW), NOW)
+    with closing(sqlite3.connect(path)) as connection:
+        ((key, sealed),) = connection.execute("SELECT key, data FROM sessions").fetchall()
+    cache.set(key, b"V" + sealed, 600)
+    record = store.load(saved.token, NOW)
+    store.close()
+    assert record is not None
+    assert (record.payload, record.principal) == (text, None)
 
 
 # -- the cache fails ------------------------------------------------------------------
