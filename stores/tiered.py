@@ -24,7 +24,8 @@ an update is lost, without the second LOCK of a delete a logged-out session retu
 
 What remains: a process that cannot reach the cache while others can leaves them the old
 value, until it reaches the cache again or the value's time to live has passed. That time to
-live is the bound on staleness; choose it as such.
+live is the bound on staleness; choose it as such. It does not rest on the cache alone: five
+minutes later, a value that was kept or put back all the same is not believed.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ _VERSION = 8
 _TIME = 4
 _HEAD = 1 + _VERSION + _TIME
 _SKEW = 60.0  # seconds that another process's clock may be ahead, when old values are doubted
+_BEHIND = 300.0  # seconds that it may be behind, when values are too old
 _PUBLISH_TRIES = 3
 _DELETE_TRIES = 8
 
@@ -251,6 +253,8 @@ class TieredSessionStore:
                 raise Refused("distrusted")
             version = int.from_bytes(head[:_VERSION], "big")
             record = self._envelope.open(value[_HEAD:], _context(key, head), version)
+            if int.from_bytes(head[_VERSION:], "big") + self._value_ttl + _BEHIND <= now:
+                raise Refused("expired")
         except Refused as refused:
             tell_operator(self._observer, events.CacheRefused(refused.reason))
             return None

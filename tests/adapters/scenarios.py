@@ -134,6 +134,7 @@ class Site:
                 self.options.ids,
                 self.options.record_envelope,
                 self.events.append,
+                value_ttl=AGE,  # the cache goes by another clock, which nobody turns
                 clock=clock,
             )
         self.front_end = front_end(settings, store, observers, clock)

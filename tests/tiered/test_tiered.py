@@ -235,6 +235,18 @@ def test_a_stored_record_is_no_entry(tmp_path: Path) -> None:
     assert (record.payload, record.principal) == (text, None)
 
 
+def test_an_entry_does_not_outlive_its_time(process: Process, tiers: Tiers) -> None:
+    """An entry that the cache kept for too long, or somebody put back, revives no session."""
+    saved = process.store.create(RECORD, NOW)
+    (key,), (entry,) = tiers.memory._slots, tiers.cached
+    process.store.delete(saved.token, NOW)
+    tiers.memory.set(key, entry, 86_400)
+    assert process.payload(saved.token, NOW + VALUE_TTL) == b"one"  # the bound on staleness
+    assert process.payload(saved.token, NOW + VALUE_TTL + 300) is None
+    refused = [e.reason for e in tiers.events if isinstance(e, events.CacheRefused)]
+    assert refused == ["expired"]
+
+
 # -- the cache fails ------------------------------------------------------------------
 
 
