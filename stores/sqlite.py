@@ -235,6 +235,8 @@ class SQLiteSessionStore:
         return self._open(key, version, data, now)
 
     def _open(self, key: str, version: int, data: bytes, now: float) -> tuple[Record | None, str]:
+        if (type(key), type(version), type(data)) != (str, int, bytes):
+            return None, "malformed"  # the types of SQLite's columns bind nobody
         try:
             record = self._envelope.open(data, key.encode(), version)
         except Refused as refused:
@@ -290,6 +292,8 @@ class SQLiteSessionStore:
         connection = sqlite3.connect(
             self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
         )
+        # Text of ours is ASCII; what is not even text, somebody else has written.
+        connection.text_factory = lambda raw: raw.decode("ascii", "replace")
         try:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         except BaseException:

@@ -345,3 +345,28 @@ def test_a_record_that_was_damaged(make_site: MakeSite) -> None:
     assert one.data() == {}
     assert two.data() == {}
     assert site.events.reasons == ["forged", "forged"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("data", "'text'"),
+        ("data", "7"),
+        ("data", "CAST(x'ff' AS TEXT)"),
+        ("version", "'one'"),
+        ("version", "1.5"),
+    ],
+)
+def test_a_row_of_other_types(make_site: MakeSite, column: str, value: str) -> None:
+    """A row with values of other types than ours is no session and no error."""
+    site = make_site()
+    browser = site.browser(a=1)
+    assert site.database is not None
+    with closing(sqlite3.connect(site.database)) as connection:
+        connection.execute(f"UPDATE sessions SET {column} = {value}")
+        connection.commit()
+    visit = browser.visit(lambda session: session.update(b=2))
+    assert visit.response.status_code == 200
+    assert site.events.reasons == ["malformed"]
+    assert browser.data() == {"b": 2}
