@@ -200,7 +200,8 @@ class SQLiteSessionStore:
             rows = self._run_all("SELECT key, version, data FROM sessions WHERE owner = ?", (name,))
             for key, version, data in rows:
                 record, _ = self._open(key, version, data, now)
-                if record is not None:
+                # The index is not sealed, and the record is.
+                if record is not None and record.principal == principal:
                     owned.append(Owned(key, record))
         return owned
 

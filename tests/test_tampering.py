@@ -370,3 +370,20 @@ def test_a_row_of_other_types(make_site: MakeSite, column: str, value: str) -> N
     assert visit.response.status_code == 200
     assert site.events.reasons == ["malformed"]
     assert browser.data() == {"b": 2}
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_row_under_another_owner(make_site: MakeSite) -> None:
+    """A row that was put under another user in the index is not listed, or ended, as his."""
+    site = make_site(SESSION_PRINCIPALS=True)
+    ann, eve = site.browser(), site.browser()
+    eve.visit(lambda session: session.bind("eve"))
+    assert site.database is not None
+    with closing(sqlite3.connect(site.database)) as connection:
+        ((owner,),) = connection.execute("SELECT owner FROM sessions").fetchall()
+        ann.visit(lambda session: session.bind("ann"))
+        connection.execute("UPDATE sessions SET owner = ?", (owner,))
+        connection.commit()
+    assert len(site.manager.sessions_of("eve")) == 1
+    assert site.manager.end_all("eve") == 1
+    assert site.open(ann).principal == "ann"
