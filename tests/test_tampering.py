@@ -199,6 +199,16 @@ def test_a_cookie_of_another_name(make_site: MakeSite) -> None:
     assert site.events.reasons == ["forged"]
 
 
+@pytest.mark.parametrize("kind", ["cookie-signed", "cookie-encrypted", "sqlite"])
+def test_a_cookie_of_another_application(make_site: MakeSite) -> None:
+    """Applications of different prefixes, with all else in common, share no cookie (63, 90)."""
+    token = make_site(SESSION_PREFIX="shop:").browser(a=1).cookie
+    for prefix in ("", "blog:"):
+        site = make_site(SESSION_PREFIX=prefix)
+        assert site.send(site.header(token)).result == {}
+        assert site.events.reasons == ["forged"]
+
+
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_cookie_of_another_kind(make_site: MakeSite) -> None:
     """What one store sealed is refused by the others, and costs no call (R25, security 63)."""

@@ -178,7 +178,8 @@ SETTINGS: tuple[Setting, ...] = (
         "SESSION_PREFIX",
         "",
         _optional(_string),
-        "Goes before every storage key, so that applications can share a store.",
+        "Goes before every storage key and into every seal: applications can share store and "
+        "secret.",
     ),
     Setting(
         "SESSION_COOKIE_NAME",
