@@ -361,6 +361,42 @@ def test_keys_that_fail_are_asked_for_twice_a_minute(fault: dict[str, Any]) -> N
     assert verifier.refusal(_token()) is None
 
 
+class SlowKeys(Keys):
+    """Keys that are on their way while something else happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def __call__(self, url: str, method: str = "GET", **options: Any) -> Response:
+        while self.meanwhile:
+            self.meanwhile.pop()()
+        return super().__call__(url, method, **options)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["an hour old", "none yet"])
+def test_one_caller_waits_for_the_keys(kept: bool) -> None:
+    """While one waits for Google's keys, others go by the keys of before, or come again."""
+    keys, clock = SlowKeys(), FakeClock(0.0)
+    verifier = CallerVerifier(ACCOUNT, AUDIENCE, keys, clock)
+    answers: list[str | None] = []
+
+    def call() -> None:
+        clock.advance(9.0)
+        try:
+            answers.append(verifier.refusal(_token()))
+        except KeysUnavailable:
+            answers.append("come again")
+
+    if kept:
+        verifier.refusal(_token())
+        clock.advance(3600.0)
+    keys.meanwhile = [call, call]
+    assert verifier.refusal(_token()) is None
+    assert answers == [None if kept else "come again"] * 2
+    assert keys.fetched == 1 + kept
+
+
 def test_keys_that_cannot_be_had(cron: Cron) -> None:
     """While Google's keys cannot be had, the caller is asked to come again."""
     cron.transport.down = True
