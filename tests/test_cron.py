@@ -200,6 +200,13 @@ def test_a_token_that_is_no_text(cron: Cron) -> None:
     cron.assert_refused(cron.call(_bearer(TOKEN), SESSION_PURGE_TOKEN=token))
 
 
+def test_a_credential_that_no_header_carries(cron: Cron) -> None:
+    """A server that hands over text of another kind than WSGI's does not break the page."""
+    settings = Settings({"SECRET_KEY": SECRET, "SESSION_PURGE_TOKEN": TOKEN})
+    view = PurgeView(cron.chaos.wrap(cron.site.real_store), settings)
+    assert view.answer("GET", f"Bearer {TOKEN}\u20ac", "").status == "403 Forbidden"
+
+
 # -- OIDC -----------------------------------------------------------------------------
 
 
@@ -325,8 +332,8 @@ def test_a_token_that_google_did_not_sign(cron: Cron, token: str) -> None:
 
 def test_strangers_fetch_no_keys(cron: Cron) -> None:
     """A token that claims the wrong things costs no fetch of Google's keys."""
-    cron.call(_bearer(_token(aud="another")), **OIDC)
-    cron.call(_bearer("a.b.c"), **OIDC)
+    for token in (_token(aud="another"), _token(email="eve@example.org"), "a.b.c"):
+        cron.call(_bearer(token), **OIDC)
     assert cron.transport.fetched == 0
 
 

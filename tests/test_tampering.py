@@ -307,6 +307,7 @@ def test_split_cookie_headers(site: Site, joint: str) -> None:
         ("id=1", ["1"]),
         (" id=1 ; id=2", ["1", "2"]),
         ("id=1; id=1", ["1"]),
+        ("ID=1; id=2; Id=3", ["2"]),
         ("id=a=b", ["a=b"]),
         ("other=id", []),
         ('x="; id=1; y="', ["1"]),
