@@ -136,6 +136,11 @@ def test_the_token(cron: Cron) -> None:
     assert cron.site.rows == 0
 
 
+def test_the_token_from_a_file(cron: Cron) -> None:
+    """The line break at the end of a file is no part of the secret: no header could carry it."""
+    assert cron.call(_bearer(TOKEN), SESSION_PURGE_TOKEN=f"{TOKEN}\n").status_code == 200
+
+
 @pytest.mark.parametrize("text", ["\xfc" + TOKEN, "\u20ac" + TOKEN, "\U0001f511" + TOKEN])
 def test_a_token_beyond_ascii(cron: Cron, text: str) -> None:
     """A secret may have any characters: what counts are its bytes in UTF-8."""

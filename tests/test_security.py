@@ -395,6 +395,15 @@ def test_a_new_key_with_the_old_one_as_fallback(make_site: MakeSite) -> None:
 
 
 @SEALED
+def test_a_key_from_a_file(make_site: MakeSite) -> None:
+    """The line break at the end of a file is no part of a secret, now and as a fallback (66)."""
+    browser = make_site(SECRET_KEY=f"{OLD}\n").browser(a=1)
+    for fallbacks in (OLD, f"{NEWER},{OLD}\n", [f"{OLD}\n"]):
+        site = make_site(SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=fallbacks)
+        assert dict(site.open(browser)) == {"a": 1}
+
+
+@SEALED
 def test_a_new_key_without_the_old_one(make_site: MakeSite) -> None:
     """Without the old secret there is no session and no error, and another can begin (62, 66)."""
     browser = make_site(SECRET_KEY=OLD).browser(a=1)
