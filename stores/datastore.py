@@ -270,7 +270,8 @@ class DatastoreSessionStore:
             for found in self._query(self._request().owned_by(name), self._deadline()):
                 key: str = found.entity.key.path[-1].name
                 record, _ = self._read(found, key, now)
-                if record is not None:
+                # The index is not sealed, and the record is.
+                if record is not None and record.principal == principal:
                     owned.append(Owned(key, record))
         return owned
 

@@ -205,7 +205,8 @@ class SQLiteSessionStore:
             rows = self._run_all("SELECT key, version, data FROM sessions WHERE owner = ?", (name,))
             for key, version, data in rows:
                 record, _ = self._open(key, version, data, now)
-                if record is not None:
+                # The index is not sealed, and the record is.
+                if record is not None and record.principal == principal:
                     owned.append(Owned(key, record))
         return owned
 
@@ -242,6 +243,8 @@ class SQLiteSessionStore:
         return self._open(key, version, data, now)
 
     def _open(self, key: str, version: int, data: bytes, now: float) -> tuple[Record | None, str]:
+        if (type(key), type(version), type(data)) != (str, int, bytes):
+            return None, "malformed"  # the types of SQLite's columns bind nobody
         try:
             record = self._envelope.open(data, key.encode(), version)
         except Refused as refused:
@@ -302,6 +305,8 @@ class SQLiteSessionStore:
         connection = sqlite3.connect(
             self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
         )
+        # Text of ours is ASCII; what is not even text, somebody else has written.
+        connection.text_factory = lambda raw: raw.decode("ascii", "replace")
         try:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         except BaseException:

@@ -24,7 +24,8 @@ an update is lost, without the second LOCK of a delete a logged-out session retu
 
 What remains: a process that cannot reach the cache while others can leaves them the old
 value, until it reaches the cache again or the value's time to live has passed. That time to
-live is the bound on staleness; choose it as such.
+live is the bound on staleness; choose it as such. It does not rest on the cache alone: five
+minutes later, a value that was kept or put back all the same is not believed.
 """
 
 from __future__ import annotations
@@ -261,7 +262,7 @@ class TieredSessionStore:
             if self._doubted and published <= self._doubted.get(self.cache.server(key), 0):
                 raise Refused("distrusted")
             version = int.from_bytes(head[:_VERSION], "big")
-            record = self._envelope.open(value[_HEAD:], head + key.encode(), version)
+            record = self._envelope.open(value[_HEAD:], _context(key, head), version)
         except Refused as refused:
             tell_operator(self._observer, events.CacheRefused(refused.reason))
             return None
@@ -356,9 +357,7 @@ class TieredSessionStore:
     def _value(self, key: str, record: Record, version: int, now: float) -> bytes | None:
         """The ``V`` of *record*, or ``None`` if it is too large for the cache."""
         head = version.to_bytes(_VERSION, "big") + int(now).to_bytes(_TIME, "big")
-        # In this order: behind the key, the head could be the beginning of a record that the
-        # durable store has sealed under that key, and the rest of it another record.
-        value = b"V" + head + self._envelope.seal(record, head + key.encode())
+        value = b"V" + head + self._envelope.seal(record, _context(key, head))
         return value if len(value) <= self.cache.max_value else None
 
     def _ttl(self, record: Record, now: float) -> float:
@@ -432,6 +431,15 @@ class TieredSessionStore:
     def _emit(self, event: type[events.SessionEvent], key: str) -> None:
         if self._observer is not None:
             self._observer(event(session=self._ids.label_of(key)))
+
+
+def _context(key: str, head: bytes) -> bytes:
+    """What no durable store seals under: its contexts are keys, and no key begins with a zero.
+
+    Otherwise the first bytes of a stored record could pass for a head, and what a visitor has
+    written into the session for the record behind it.
+    """
+    return b"\0" + key.encode() + head
 
 
 class _Flight:

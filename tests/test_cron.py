@@ -136,6 +136,11 @@ def test_the_token(cron: Cron) -> None:
     assert cron.site.rows == 0
 
 
+def test_the_token_from_a_file(cron: Cron) -> None:
+    """The line break at the end of a file is no part of the secret: no header could carry it."""
+    assert cron.call(_bearer(TOKEN), SESSION_PURGE_TOKEN=f"{TOKEN}\n").status_code == 200
+
+
 @pytest.mark.parametrize("text", ["\xfc" + TOKEN, "\u20ac" + TOKEN, "\U0001f511" + TOKEN])
 def test_a_token_beyond_ascii(cron: Cron, text: str) -> None:
     """A secret may have any characters: what counts are its bytes in UTF-8."""
@@ -198,6 +203,13 @@ def test_a_token_that_is_no_text(cron: Cron) -> None:
     """A secret from an environment that is not UTF-8 opens nothing, and stops nothing."""
     token = "\udcfc" + TOKEN
     cron.assert_refused(cron.call(_bearer(TOKEN), SESSION_PURGE_TOKEN=token))
+
+
+def test_a_credential_that_no_header_carries(cron: Cron) -> None:
+    """A server that hands over text of another kind than WSGI's does not break the page."""
+    settings = Settings({"SECRET_KEY": SECRET, "SESSION_PURGE_TOKEN": TOKEN})
+    view = PurgeView(cron.chaos.wrap(cron.site.real_store), settings)
+    assert view.answer("GET", f"Bearer {TOKEN}\u20ac", "").status == "403 Forbidden"
 
 
 # -- OIDC -----------------------------------------------------------------------------
@@ -325,8 +337,8 @@ def test_a_token_that_google_did_not_sign(cron: Cron, token: str) -> None:
 
 def test_strangers_fetch_no_keys(cron: Cron) -> None:
     """A token that claims the wrong things costs no fetch of Google's keys."""
-    cron.call(_bearer(_token(aud="another")), **OIDC)
-    cron.call(_bearer("a.b.c"), **OIDC)
+    for token in (_token(aud="another"), _token(email="eve@example.org"), "a.b.c"):
+        cron.call(_bearer(token), **OIDC)
     assert cron.transport.fetched == 0
 
 
@@ -359,6 +371,42 @@ def test_keys_that_fail_are_asked_for_twice_a_minute(fault: dict[str, Any]) -> N
     vars(keys).update(before)
     clock.advance(30.0)
     assert verifier.refusal(_token()) is None
+
+
+class SlowKeys(Keys):
+    """Keys that are on their way while something else happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def __call__(self, url: str, method: str = "GET", **options: Any) -> Response:
+        while self.meanwhile:
+            self.meanwhile.pop()()
+        return super().__call__(url, method, **options)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["an hour old", "none yet"])
+def test_one_caller_waits_for_the_keys(kept: bool) -> None:
+    """While one waits for Google's keys, others go by the keys of before, or come again."""
+    keys, clock = SlowKeys(), FakeClock(0.0)
+    verifier = CallerVerifier(ACCOUNT, AUDIENCE, keys, clock)
+    answers: list[str | None] = []
+
+    def call() -> None:
+        clock.advance(9.0)
+        try:
+            answers.append(verifier.refusal(_token()))
+        except KeysUnavailable:
+            answers.append("come again")
+
+    if kept:
+        verifier.refusal(_token())
+        clock.advance(3600.0)
+    keys.meanwhile = [call, call]
+    assert verifier.refusal(_token()) is None
+    assert answers == [None if kept else "come again"] * 2
+    assert keys.fetched == 1 + kept
 
 
 def test_keys_that_cannot_be_had(cron: Cron) -> None:

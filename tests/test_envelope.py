@@ -408,6 +408,17 @@ def test_vectors(vector: dict[str, Any]) -> None:
         assert envelope.seal(record, context).hex() == vector["sealed"]
 
 
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_a_site_opens_the_vectors(vector: dict[str, Any]) -> None:
+    """The purposes of a site's settings are part of the format: they open what they sealed."""
+    kind, _, rest = vector["purpose"].partition(":")
+    cookie_name, _, prefix = rest.partition(":") if kind == "cookie" else ("id", "", rest)
+    options = StoreOptions(Keyring(vector["secret"]), cookie_name, prefix=prefix)
+    envelope = options.cookie_envelope if kind == "cookie" else options.record_envelope
+    opened = envelope.open(bytes.fromhex(vector["sealed"]), vector["context"].encode())
+    assert opened.payload.hex() == vector["payload"]
+
+
 def test_vectors_of_cookies() -> None:
     """The token of a cookie is its sealed bytes in base64url, then as now."""
     tokens = {v["name"]: v["token"] for v in VECTORS if "token" in v}

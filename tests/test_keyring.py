@@ -173,6 +173,7 @@ WEAK = {
     "short bytes": b"0123456789abcdef",
     "one letter": "x" * 64,
     "few letters": "deadbeef" * 8,
+    "few letters in no order": "aababbbaabbabaaabbbbabababbaabaabbab",
     "one pattern": "0123456789" * 5,
     "one long pattern": "correct horse battery " * 2,
     "zeros": bytes(32),

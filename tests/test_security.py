@@ -289,6 +289,20 @@ def test_two_applications_on_one_file(make_site: MakeSite) -> None:
     assert customer.data() == {"a": "shop"}
 
 
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_two_applications_name_their_users_apart(make_site: MakeSite) -> None:
+    """A user of two applications on one file stands under another name in each (security 90)."""
+    sites = [make_site(SESSION_PREFIX=p, SESSION_PRINCIPALS=True) for p in ("shop:", "blog:")]
+    for site in sites:
+        site.browser().visit(lambda session: session.bind("ann"))
+    assert sites[0].database is not None
+    with closing(sqlite3.connect(sites[0].database)) as connection:
+        owners = connection.execute("SELECT DISTINCT owner FROM sessions").fetchall()
+    assert len(owners) == 2
+    assert sites[0].manager.end_all("ann") == 1
+    assert len(sites[1].manager.sessions_of("ann")) == 1
+
+
 # -- fixation -------------------------------------------------------------------------
 
 
@@ -381,6 +395,15 @@ def test_a_new_key_with_the_old_one_as_fallback(make_site: MakeSite) -> None:
 
 
 @SEALED
+def test_a_key_from_a_file(make_site: MakeSite) -> None:
+    """The line break at the end of a file is no part of a secret, now and as a fallback (66)."""
+    browser = make_site(SECRET_KEY=f"{OLD}\n").browser(a=1)
+    for fallbacks in (OLD, f"{NEWER},{OLD}\n", [f"{OLD}\n"]):
+        site = make_site(SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=fallbacks)
+        assert dict(site.open(browser)) == {"a": 1}
+
+
+@SEALED
 def test_a_new_key_without_the_old_one(make_site: MakeSite) -> None:
     """Without the old secret there is no session and no error, and another can begin (62, 66)."""
     browser = make_site(SECRET_KEY=OLD).browser(a=1)
@@ -452,7 +475,7 @@ def test_secrets_do_not_show(make_site: MakeSite) -> None:
     for holder in holders:
         assert NEW not in repr(holder)
         assert "key number" not in repr(holder)
-    for holder in (site.manager, site.real_store):
+    for holder in (site.settings, site.manager, site.real_store):
         with pytest.raises(TypeError):
             pickle.dumps(holder)
 

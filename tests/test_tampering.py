@@ -199,6 +199,16 @@ def test_a_cookie_of_another_name(make_site: MakeSite) -> None:
     assert site.events.reasons == ["forged"]
 
 
+@pytest.mark.parametrize("kind", ["cookie-signed", "cookie-encrypted", "sqlite"])
+def test_a_cookie_of_another_application(make_site: MakeSite) -> None:
+    """Applications of different prefixes, with all else in common, share no cookie (63, 90)."""
+    token = make_site(SESSION_PREFIX="shop:").browser(a=1).cookie
+    for prefix in ("", "blog:"):
+        site = make_site(SESSION_PREFIX=prefix)
+        assert site.send(site.header(token)).result == {}
+        assert site.events.reasons == ["forged"]
+
+
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_cookie_of_another_kind(make_site: MakeSite) -> None:
     """What one store sealed is refused by the others, and costs no call (R25, security 63)."""
@@ -297,6 +307,7 @@ def test_split_cookie_headers(site: Site, joint: str) -> None:
         ("id=1", ["1"]),
         (" id=1 ; id=2", ["1", "2"]),
         ("id=1; id=1", ["1"]),
+        ("ID=1; id=2; Id=3", ["2"]),
         ("id=a=b", ["a=b"]),
         ("other=id", []),
         ('x="; id=1; y="', ["1"]),
@@ -345,3 +356,45 @@ def test_a_record_that_was_damaged(make_site: MakeSite) -> None:
     assert one.data() == {}
     assert two.data() == {}
     assert site.events.reasons == ["forged", "forged"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("data", "'text'"),
+        ("data", "7"),
+        ("data", "CAST(x'ff' AS TEXT)"),
+        ("version", "'one'"),
+        ("version", "1.5"),
+    ],
+)
+def test_a_row_of_other_types(make_site: MakeSite, column: str, value: str) -> None:
+    """A row with values of other types than ours is no session and no error."""
+    site = make_site()
+    browser = site.browser(a=1)
+    assert site.database is not None
+    with closing(sqlite3.connect(site.database)) as connection:
+        connection.execute(f"UPDATE sessions SET {column} = {value}")
+        connection.commit()
+    visit = browser.visit(lambda session: session.update(b=2))
+    assert visit.response.status_code == 200
+    assert site.events.reasons == ["malformed"]
+    assert browser.data() == {"b": 2}
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_row_under_another_owner(make_site: MakeSite) -> None:
+    """A row that was put under another user in the index is not listed, or ended, as his."""
+    site = make_site(SESSION_PRINCIPALS=True)
+    ann, eve = site.browser(), site.browser()
+    eve.visit(lambda session: session.bind("eve"))
+    assert site.database is not None
+    with closing(sqlite3.connect(site.database)) as connection:
+        ((owner,),) = connection.execute("SELECT owner FROM sessions").fetchall()
+        ann.visit(lambda session: session.bind("ann"))
+        connection.execute("UPDATE sessions SET owner = ?", (owner,))
+        connection.commit()
+    assert len(site.manager.sessions_of("eve")) == 1
+    assert site.manager.end_all("eve") == 1
+    assert site.open(ann).principal == "ann"

@@ -401,3 +401,11 @@ def test_vectors(vector: dict[str, str]) -> None:
         random=lambda size: bytes.fromhex(vector["random"])[:size],
     )
     assert ids.mint() == (vector["token"], vector["key"])
+
+
+def test_the_vector_of_an_owner() -> None:
+    """A principal stands in the index under the name that it always had."""
+    secret = "not a secret, but a text for the test vectors"
+    owners = StoreOptions(Keyring(secret), "id", prefix="app:", principals=True).owners
+    assert owners is not None
+    assert owners.name("zo\xeb@example.org") == "5a87052d03dfad2989d68212581c1eff"

@@ -17,9 +17,10 @@ An encrypted envelope keeps the times, too, from the reader::
                 multiple of 32 bytes; the context and byte 0 are authenticated with it
 
 The *context* is the storage key of a record at rest, so that a writer to a cache can
-neither forge a session nor put one in the place of another. Nothing is parsed,
-decompressed or decoded before the tag has been verified, and the version chooses the key
-and the algorithm together: there is no envelope without one.
+neither forge a session nor put one in the place of another. What is sealed follows it
+without a mark: of two contexts under one purpose, neither may begin with the other.
+Nothing is parsed, decompressed or decoded before the tag has been verified, and the version
+chooses the key and the algorithm together: there is no envelope without one.
 """
 
 from __future__ import annotations

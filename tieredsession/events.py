@@ -131,8 +131,9 @@ class CacheFilled(SessionEvent):
 class CacheRefused(SessionEvent):
     """A cached entry was not believed.
 
-    *reason* is as in ``TokenRefused``, or ``distrusted``: published before the end of an
-    outage in which this process missed more than it could remember.
+    *reason* is as in ``TokenRefused``, and ``expired`` where the cache should have let it go
+    long ago; or ``distrusted``: published before the end of an outage in which this process
+    missed more than it could remember.
     """
 
     reason: str

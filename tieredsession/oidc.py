@@ -103,7 +103,7 @@ class _KeptKeys:
     """A transport that asks for the same URL once an hour, or twice a minute if it fails.
 
     A stranger can claim to be the right account: while Google is out of reach, his requests must
-    not keep a worker waiting each.
+    not keep a worker waiting each. Nor need others wait for the one who asks.
     """
 
     def __init__(self, transport: Transport, clock: Callable[[], float]) -> None:
@@ -112,8 +112,9 @@ class _KeptKeys:
         self._kept: dict[str, tuple[float, _Kept]] = {}
 
     def __call__(self, url: str, method: str = "GET", **options: Any) -> _Response:
-        until, kept = self._kept.get(url, (0.0, None))
-        if kept is None or self._clock() >= until:
+        until, kept = self._kept.get(url, (float("-inf"), _Kept(_UNAVAILABLE, b"")))
+        if self._clock() >= until:
+            self._kept[url] = (self._clock() + _FAILURE_KEPT, kept)  # for whoever comes meanwhile
             kept = self._ask(url, method, options)
             good = kept.status == _OK
             self._kept[url] = (self._clock() + (_KEYS_KEPT if good else _FAILURE_KEPT), kept)

@@ -19,7 +19,7 @@ class StoreOptions:
     Args:
         keyring: the secrets of the site.
         cookie_name: part of every purpose, so that no token passes for another cookie's.
-        prefix: goes before every storage key.
+        prefix: goes before every storage key, and is part of every purpose as well.
         url: ``SESSION_STORE_URL``, or ``None`` for the store's own default.
         encrypt: seal so that nobody without a key can read.
         compress: make cookies shorter where that helps.
@@ -45,9 +45,10 @@ class StoreOptions:
     @cached_property
     def cookie_envelope(self) -> Envelope:
         """Seals the data that travels in the cookie."""
+        application = f":{self.prefix}" if self.prefix else ""  # no cookie's name has a colon
         return Envelope(
             self.keyring,
-            f"cookie:{self.cookie_name}",
+            f"cookie:{self.cookie_name}{application}",
             encrypt=self.encrypt,
             compress=self.compress,
         )

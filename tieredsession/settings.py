@@ -108,16 +108,17 @@ def _choice(*options: str) -> Callable[[Any], str]:
 def _secret(value: Any) -> str | bytes:
     if type(value) not in (str, bytes):
         raise ValueError("a str or bytes")
-    secret: str | bytes = value
+    # Files end with a line break: with it a secret would be another one, and fit no header.
+    secret: str | bytes = value.strip() if type(value) is str else value
     return secret
 
 
 def _secrets(value: Any) -> tuple[str | bytes, ...]:
     if type(value) is str:
-        value = [part.strip() for part in value.split(",") if part.strip()]
+        value = [part for part in value.split(",") if part.strip()]
     if not isinstance(value, (list, tuple)) or any(type(v) not in (str, bytes) for v in value):
         raise ValueError("a list of secrets, each a str or bytes")
-    return tuple(value)
+    return tuple(map(_secret, value))
 
 
 def _rules(value: Any) -> dict[str, MergeRule]:
@@ -178,7 +179,8 @@ SETTINGS: tuple[Setting, ...] = (
         "SESSION_PREFIX",
         "",
         _optional(_string),
-        "Goes before every storage key, so that applications can share a store.",
+        "Goes before every storage key and into every seal: applications can share store and "
+        "secret.",
     ),
     Setting(
         "SESSION_COOKIE_NAME",

@@ -212,6 +212,18 @@ def test_a_principal_of_many_sessions(open_store: OpenStore) -> None:
     assert len(store.sessions_of("ann", NOW)) == 320
 
 
+def test_an_owner_that_was_changed(open_store: OpenStore, project: str) -> None:
+    """An entity that was put under another owner is not among that one's sessions."""
+    store = open_store(principals=True)
+    for name in ("ann", "eve"):
+        store.create(RECORD._replace(principal=name), NOW)
+    with ndb.Client(project=project).context():
+        first, second = SessionEntity.query().fetch()
+        first.owner = second.owner
+        first.put()
+    assert sorted(len(store.sessions_of(name, NOW)) for name in ("ann", "eve")) == [0, 1]
+
+
 def test_an_entity_opens_no_session(store: DatastoreSessionStore, client: ndb.Client) -> None:
     """Neither key nor properties hold the token or any part of it that opens a session."""
     saved = store.create(RECORD, NOW)
