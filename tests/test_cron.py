@@ -440,13 +440,14 @@ def test_oidc_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "problem"),
     [
         ({"SESSION_PURGE_TOKEN": "short"}, "SESSION_PURGE_TOKEN has 5 bytes"),
+        ({"SESSION_PURGE_TOKEN": SECRET}, "make another"),
         ({"SESSION_PURGE_ACCOUNT": ACCOUNT}, "go together"),
         ({"SESSION_PURGE_AUDIENCE": AUDIENCE}, "go together"),
         ({"SESSION_PURGE_URL": "purge"}, "SESSION_PURGE_URL must begin with '/'"),
         ({"SESSION_PURGE_GRACE": -1}, "SESSION_PURGE_GRACE must be"),
         ({"SESSION_PURGE_BUDGET": 0}, "SESSION_PURGE_BUDGET must be"),
     ],
-    ids=["token", "account", "audience", "url", "grace", "budget"],
+    ids=["token", "secret", "account", "audience", "url", "grace", "budget"],
 )
 def test_wrong_settings(settings: dict[str, Any], problem: str) -> None:
     """A wrong setting of the purge stops the start with a sentence that names it."""

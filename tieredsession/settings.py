@@ -448,6 +448,11 @@ class Settings:
     def _check_purge(self) -> None:
         if self.session_purge_token is not None:
             check_secret(self.session_purge_token, "SESSION_PURGE_TOKEN")
+            if self.session_purge_token in (self.secret_key, *self.secret_key_fallbacks):
+                raise ConfigurationError(
+                    "SESSION_PURGE_TOKEN is sent around, and seals every session as SECRET_KEY: "
+                    "make another"
+                )
         if (self.session_purge_account is None) != (self.session_purge_audience is None):
             raise ConfigurationError(
                 "SESSION_PURGE_ACCOUNT and SESSION_PURGE_AUDIENCE go together: set both, or neither"
