@@ -71,6 +71,8 @@ def end_where(
             try:
                 index.end(key, now, version)
             except Conflict as conflict:
+                if conflict.current.principal != principal:
+                    break  # clear() has left it to nobody
                 version = conflict.current.version
                 continue
             except Gone:
