@@ -392,7 +392,7 @@ class SessionManager:
             if not state.ended:
                 raise
         self._emit(events.SessionEnded, token)
-        state.token = state.record = None
+        state.token = state.record = state.created = None
         state.settle()
         state.set_cookie = self.cookie.expire()
         if state.moving is not None:

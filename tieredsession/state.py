@@ -184,7 +184,7 @@ class Fork:
                 state.absorb(before.data, after.data, self._rules, self._encode)
         # Else nothing of the session that was left comes into the one that follows it.
         for name in ("principal", "created"):
-            if getattr(state, name) == getattr(before, name):
+            if not state.ended and getattr(state, name) == getattr(before, name):
                 setattr(state, name, getattr(after, name))
         for name in ("ended", "renewed", "restarted", "force"):
             setattr(state, name, getattr(state, name) or getattr(after, name))
