@@ -416,6 +416,29 @@ def test_a_cookie_that_browsers_cut_is_renewed_in_time(make_site: MakeSite) -> N
     assert _age(last.set_cookie) == 400 * DAY
 
 
+def test_clear_forgets_a_persistent_cookie(site: Site) -> None:
+    """A cookie that outlived the browser for a user does not do so for nobody, after clear()."""
+    browser = site.browser()
+    assert _age(browser.visit(lambda s: (s.bind("ann"), setattr(s, "persistent", True))).set_cookie)
+    visit = browser.visit(lambda s: (s.clear(), s.flash("Good bye")))
+    assert _age(visit.set_cookie) is None
+
+
+@pytest.mark.server_stores
+def test_a_late_save_does_not_leave_the_cookie_behind(make_site: MakeSite) -> None:
+    """What is saved when no cookie can follow leaves it to the next page to extend both."""
+    site = make_site(SESSION_EXPIRE_AT_BROWSER_CLOSE=False)
+    browser = site.browser(a=1)
+    site.clock.advance(10 * DAY)
+    session = site.open(browser)
+    site.manager.close(session)
+    session["b"] = 2
+    site.manager.finish(session)
+    visit = browser.visit(dict)
+    assert visit.result == {"a": 1, "b": 2}
+    assert _age(visit.set_cookie) == IDLE
+
+
 @pytest.mark.server_stores
 @pytest.mark.parametrize("name", ["persistent", "lifetime"])
 def test_the_age_of_a_cookie_cannot_change_late(site: Site, name: str) -> None:

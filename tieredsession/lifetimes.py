@@ -9,7 +9,7 @@ from typing import Any
 from tieredsession.contracts import Record
 from tieredsession.cookies import MAX_AGE
 from tieredsession.session import MAX_LIFETIME
-from tieredsession.state import LIFETIME, State
+from tieredsession.state import LIFETIME, PERSISTENT, State
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Lifetimes:
 
     def is_due(self, state: State, record: Record, expires: float, now: float) -> bool:
         """Whether the expiry has fallen behind (or too far ahead) enough to be written."""
+        if state.late and state.data.get(PERSISTENT, self.persistent):
+            return False  # the browser's copy would not know, and end before its time
         if state.restarted:
             return True
         if expires == record.expires:

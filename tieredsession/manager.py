@@ -248,6 +248,7 @@ class SessionManager:
 
     def save_late(self, state: State) -> None:
         """As :meth:`save`, after the headers have left."""
+        state.late = True
         if self.is_modified(state) and not is_as_imported(state, self.codec):
             begins_another = state.ended and not state.is_empty
             if begins_another:  # which cannot be; the one that was ended dies all the same

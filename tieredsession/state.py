@@ -57,6 +57,7 @@ class State:
         "ended",
         "force",
         "keep_empty",
+        "late",
         "moving",
         "principal",
         "pristine",
@@ -93,6 +94,8 @@ class State:
         """``data`` is what the record holds: nobody could change it, so nobody has to look."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
+        self.late = False
+        """The headers have left, and what would be in ``set_cookie`` reaches nobody."""
         self.moving: MovingIn | None = None
 
     def settle(self) -> None:
