@@ -419,8 +419,9 @@ def test_a_cookie_that_browsers_cut_is_renewed_in_time(make_site: MakeSite) -> N
 def test_clear_forgets_a_persistent_cookie(site: Site) -> None:
     """A cookie that outlived the browser for a user does not do so for nobody, after clear()."""
     browser = site.browser()
-    assert _age(browser.visit(lambda s: (s.bind("ann"), setattr(s, "persistent", True))).set_cookie)
-    visit = browser.visit(lambda s: (s.clear(), s.flash("Good bye")))
+    visit = browser.visit(lambda s: s.bind("ann"), lambda s: setattr(s, "persistent", True))
+    assert _age(visit.set_cookie) == IDLE
+    visit = browser.visit(lambda s: s.clear(), lambda s: s.flash("Good bye"))
     assert _age(visit.set_cookie) is None
 
 

@@ -606,7 +606,7 @@ def test_a_session_that_is_busy_is_ended(users: Site) -> None:
 def test_a_session_that_its_user_leaves_is_not_ended(users: Site) -> None:
     """A session that clear() leaves to nobody meanwhile is not ended as the user's."""
     browser = _login(users, "ann")
-    users.chaos.before("end", lambda: browser.visit(lambda s: (s.clear(), s.update(a=1))))
+    users.chaos.before("end", lambda: browser.visit(lambda s: s.clear(), lambda s: s.update(a=1)))
     assert users.manager.end_all("ann") == 0
     assert browser.data() == {"a": 1}
 
