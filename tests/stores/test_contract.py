@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tieredsession.contracts import Record
 from tieredsession.keyring import Keyring
 from tieredsession.options import StoreOptions
 from tieredsession.stores.cookie import SecureCookieSessionStore
@@ -32,6 +35,25 @@ class TestMemorySessionStore(StoreContract, SweepContract, PrincipalContract):
     @pytest.fixture
     def store(self) -> MemorySessionStore:
         return MemorySessionStore.from_options(OPTIONS)
+
+    def test_sessions_begin_while_others_are_sought(self, store: MemorySessionStore) -> None:
+        """A user's sessions are listed, and old ones swept, while threads begin others."""
+
+        def begin() -> None:
+            for _ in range(3000):
+                store.create(Record(b"", 2e9, 1e9), 1e9)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                begun = pool.submit(begin)
+                while not begun.done():
+                    assert store.sessions_of("ann", 1e9) == []
+                    assert store.sweep("", 0, 1e9, 1).scanned == 0
+        finally:
+            sys.setswitchinterval(interval)
+        begun.result()
 
 
 @pytest.mark.parametrize("options", [OPTIONS, ENCRYPTED], ids=["sign", "seal"])
