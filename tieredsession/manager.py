@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from random import uniform
 from typing import TYPE_CHECKING
 
@@ -347,12 +348,13 @@ class SessionManager:
         now: float,
         event: type[events.SessionEvent] = events.SessionCreated,
         expires: float | None = None,
+        create: Callable[[Record, float], Saved] | None = None,
     ) -> None:
         created = float(int(now)) if state.created is None else state.created
         if expires is None:
             expires = self.lifetimes.expiry(state, created, now)
         record = Record(self.codec.encode(state.data), expires, created, state.principal)
-        saved = self.store.create(record, now)
+        saved = (create or self.store.create)(record, now)
         self._keep(state, record, saved, now)
         self._emit(event, saved.token)
 
@@ -362,8 +364,10 @@ class SessionManager:
         self.store.delete(token, now, record.version)
         state.token = state.record = None
         expires = None if state.restarted or state.until is not None else record.expires
+        succeed = getattr(self.store, "create_successor", None)
+        create = None if succeed is None else partial(succeed, token)
         try:
-            self._create(state, now, events.SessionRenewed, expires)
+            self._create(state, now, events.SessionRenewed, expires, create)
         except (SessionTooLarge, StoreError):
             if self.store.label(token) is None:  # the token is the data, and as good as before
                 state.token, state.record = token, record
