@@ -427,7 +427,7 @@ def test_clear_forgets_a_persistent_cookie(site: Site) -> None:
 
 @pytest.mark.server_stores
 def test_a_late_save_does_not_leave_the_cookie_behind(make_site: MakeSite) -> None:
-    """What is saved when no cookie can follow leaves it to the next page to extend both."""
+    """After a save that no cookie could follow, the next page extends the cookie all the same."""
     site = make_site(SESSION_EXPIRE_AT_BROWSER_CLOSE=False)
     browser = site.browser(a=1)
     site.clock.advance(10 * DAY)
@@ -438,6 +438,22 @@ def test_a_late_save_does_not_leave_the_cookie_behind(make_site: MakeSite) -> No
     visit = browser.visit(dict)
     assert visit.result == {"a": 1, "b": 2}
     assert _age(visit.set_cookie) == IDLE
+
+
+@pytest.mark.server_stores
+@pytest.mark.parametrize("persistent", [True, False])
+def test_late_saves_keep_a_session_alive(make_site: MakeSite, persistent: bool) -> None:
+    """A session that a stream or a websocket goes on to save does not end meanwhile."""
+    site = make_site(SESSION_EXPIRE_AT_BROWSER_CLOSE=not persistent)
+    session = site.open(site.browser(day=0))
+    site.manager.close(session)
+    for day in range(50):
+        session["day"] = day
+        session.save()
+        assert dict(session) == {"day": day}
+        assert session.expires is not None
+        assert session.expires >= site.clock.now + 0.75 * IDLE
+        site.clock.advance(DAY)
 
 
 @pytest.mark.server_stores

@@ -37,17 +37,19 @@ class Lifetimes:
 
     def expiry(self, state: State, created: float, now: float) -> float:
         """When a session that is used *now* ends, in whole seconds."""
-        if state.until is None:
-            expires = float(int(now) + self.idle_of(state.data))
-        else:
+        if state.until is not None:
             expires = state.until(now)
+        else:
+            idle = self.idle_of(state.data)
+            expires = float(int(now) + idle)
+            persistent = state.data.get(PERSISTENT, self.persistent)
+            if state.late and persistent and not state.restarted:
+                expires -= int(self._step(idle))  # so that the next page extends the cookie, too
         absolute = self.absolute
         return expires if absolute is None else min(expires, created + absolute)
 
     def is_due(self, state: State, record: Record, expires: float, now: float) -> bool:
         """Whether the expiry has fallen behind (or too far ahead) enough to be written."""
-        if state.late and state.data.get(PERSISTENT, self.persistent):
-            return False  # the browser's copy would not know, and end before its time
         if state.restarted:
             return True
         if expires == record.expires:
@@ -55,7 +57,11 @@ class Lifetimes:
         if state.until is not None:
             return True
         idle = self.idle_of(state.data)
-        step = min(idle, MAX_AGE) * self.refresh
+        step = self._step(idle)
         if expires > record.expires:
             return now >= record.expires - idle + step
         return record.expires - expires > step
+
+    def _step(self, idle: int) -> float:
+        """Seconds of use that need not be written down."""
+        return min(idle, MAX_AGE) * self.refresh
