@@ -637,6 +637,24 @@ def test_who_left_is_not_listed(users: Site, leave: Step) -> None:
 
 
 @pytest.mark.server_stores
+def test_what_a_new_limit_has_ended_is_not_listed(
+    users: Site, make_site: MakeSite, clock: FakeClock
+) -> None:
+    """A session that an absolute limit has ended is not listed, even if it began without one."""
+    browser = _login(users, "ann")
+    clock.advance(3 * 24 * 3600)
+    site = make_site(
+        store=users.real_store,
+        SESSION_PRINCIPALS=True,
+        SESSION_COOKIE_AGE=24 * 3600,
+        SESSION_ABSOLUTE_AGE=2 * 24 * 3600,
+    )
+    assert site.open(browser).principal is None
+    assert site.manager.sessions_of("ann") == []
+    assert len(users.manager.sessions_of("ann")) == 1
+
+
+@pytest.mark.server_stores
 def test_a_session_that_nobody_can_read_is_listed(users: Site, clock: FakeClock) -> None:
     """A session whose data is damaged can be seen, and ended."""
     record = Record(b"\xc1", clock.now + 3600, clock.now, "ann")

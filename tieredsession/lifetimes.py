@@ -35,6 +35,10 @@ class Lifetimes:
         own = data.get(LIFETIME)
         return own if type(own) is int and 0 < own <= MAX_LIFETIME else self.idle
 
+    def is_over(self, record: Record, now: float) -> bool:
+        """Whether the absolute limit has ended a session, also one that began without it."""
+        return self.absolute is not None and now >= record.created + self.absolute
+
     def expiry(self, state: State, created: float, now: float) -> float:
         """When a session that is used *now* ends, in whole seconds."""
         if state.until is not None:

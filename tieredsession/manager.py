@@ -172,8 +172,7 @@ class SessionManager:
             ConfigurationError: the store keeps no index; ``SESSION_PRINCIPALS`` turns it on.
         """
         mine = None if current is None else self._label(current._token())
-        idle_of = self.lifetimes.idle_of
-        return sessions_of(self.store, self.codec, idle_of, principal, mine, self.clock())
+        return sessions_of(self.store, self.codec, self.lifetimes, principal, mine, self.clock())
 
     def end_session(self, principal: str, handle: str) -> bool:
         """End the session of *principal* that a ``SessionInfo`` named; whether it was there."""
@@ -288,8 +287,7 @@ class SessionManager:
         record = self.store.load(token, now)
         if record is None:
             return None
-        absolute = self.lifetimes.absolute
-        if absolute is not None and now >= record.created + absolute:
+        if self.lifetimes.is_over(record, now):
             self._refused("expired", token)
             return None
         if record.created > now + CLOCK_SKEW:
