@@ -46,8 +46,7 @@ class Lifetimes:
         else:
             idle = self.idle_of(state.data)
             expires = float(int(now) + idle)
-            persistent = state.data.get(PERSISTENT, self.persistent)
-            if state.late and persistent and not state.restarted:
+            if state.late and not state.restarted and state.data.get(PERSISTENT, self.persistent):
                 expires -= int(self._step(idle))  # so that the next page extends the cookie, too
         absolute = self.absolute
         return expires if absolute is None else min(expires, created + absolute)
