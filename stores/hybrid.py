@@ -43,6 +43,9 @@ class HybridSessionStore:
                 return saved
         return self.server.create(record, now)
 
+    def create_successor(self, token: str, record: Record, now: float) -> Saved:
+        return (self if self._home(token) is self.cookie else self.server).create(record, now)
+
     def update(self, token: str, record: Record, now: float) -> Saved:
         home = self._home(token)
         saved = home.update(token, record, now)  # first of all: is it still alive?

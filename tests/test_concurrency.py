@@ -273,6 +273,14 @@ def test_flash_messages_of_both(site: Site) -> None:
     )
 
 
+def test_a_message_that_is_flashed_again_while_it_is_shown(site: Site) -> None:
+    """A message that waits for its second time is shown again, whoever takes the first (P5)."""
+    browser = site.browser(a=1)
+    browser.visit(lambda session: session.flash("Saved."))
+    overlap(site, browser, lambda s: s.flashes(), lambda s: s.flash("Saved."))
+    assert browser.visit(lambda session: session.flashes()).result == [("message", "Saved.")]
+
+
 # -- the dead stay dead ---------------------------------------------------------------
 
 ENDS: dict[str, Step] = {

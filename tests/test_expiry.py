@@ -416,6 +416,46 @@ def test_a_cookie_that_browsers_cut_is_renewed_in_time(make_site: MakeSite) -> N
     assert _age(last.set_cookie) == 400 * DAY
 
 
+def test_clear_forgets_a_persistent_cookie(site: Site) -> None:
+    """A cookie that outlived the browser for a user does not do so for nobody, after clear()."""
+    browser = site.browser()
+    visit = browser.visit(lambda s: s.bind("ann"), lambda s: setattr(s, "persistent", True))
+    assert _age(visit.set_cookie) == IDLE
+    visit = browser.visit(lambda s: s.clear(), lambda s: s.flash("Good bye"))
+    assert _age(visit.set_cookie) is None
+
+
+@pytest.mark.server_stores
+def test_a_late_save_does_not_leave_the_cookie_behind(make_site: MakeSite) -> None:
+    """After a save that no cookie could follow, the next page extends the cookie all the same."""
+    site = make_site(SESSION_EXPIRE_AT_BROWSER_CLOSE=False)
+    browser = site.browser(a=1)
+    site.clock.advance(10 * DAY)
+    session = site.open(browser)
+    site.manager.close(session)
+    session["b"] = 2
+    site.manager.finish(session)
+    visit = browser.visit(dict)
+    assert visit.result == {"a": 1, "b": 2}
+    assert _age(visit.set_cookie) == IDLE
+
+
+@pytest.mark.server_stores
+@pytest.mark.parametrize("persistent", [True, False])
+def test_late_saves_keep_a_session_alive(make_site: MakeSite, persistent: bool) -> None:
+    """A session that a stream or a websocket goes on to save does not end meanwhile."""
+    site = make_site(SESSION_EXPIRE_AT_BROWSER_CLOSE=not persistent)
+    session = site.open(site.browser(day=0))
+    site.manager.close(session)
+    for day in range(50):
+        session["day"] = day
+        session.save()
+        assert dict(session) == {"day": day}
+        assert session.expires is not None
+        assert session.expires >= site.clock.now + 0.75 * IDLE
+        site.clock.advance(DAY)
+
+
 @pytest.mark.server_stores
 @pytest.mark.parametrize("name", ["persistent", "lifetime"])
 def test_the_age_of_a_cookie_cannot_change_late(site: Site, name: str) -> None:

@@ -603,6 +603,15 @@ def test_a_session_that_is_busy_is_ended(users: Site) -> None:
 
 
 @pytest.mark.server_stores
+def test_a_session_that_its_user_leaves_is_not_ended(users: Site) -> None:
+    """A session that clear() leaves to nobody meanwhile is not ended as the user's."""
+    browser = _login(users, "ann")
+    users.chaos.before("end", lambda: browser.visit(lambda s: s.clear(), lambda s: s.update(a=1)))
+    assert users.manager.end_all("ann") == 0
+    assert browser.data() == {"a": 1}
+
+
+@pytest.mark.server_stores
 def test_a_session_that_ends_by_itself(users: Site) -> None:
     """A session that another request ends meanwhile is not counted."""
     browser = _login(users, "ann")
@@ -625,6 +634,24 @@ def test_who_left_is_not_listed(users: Site, leave: Step) -> None:
     """A session that is no longer a user's is not among his."""
     _login(users, "ann").visit(leave)
     assert users.manager.sessions_of("ann") == []
+
+
+@pytest.mark.server_stores
+def test_what_a_new_limit_has_ended_is_not_listed(
+    users: Site, make_site: MakeSite, clock: FakeClock
+) -> None:
+    """A session that an absolute limit has ended is not listed, even if it began without one."""
+    browser = _login(users, "ann")
+    clock.advance(3 * 24 * 3600)
+    site = make_site(
+        store=users.real_store,
+        SESSION_PRINCIPALS=True,
+        SESSION_COOKIE_AGE=24 * 3600,
+        SESSION_ABSOLUTE_AGE=2 * 24 * 3600,
+    )
+    assert site.open(browser).principal is None
+    assert site.manager.sessions_of("ann") == []
+    assert len(users.manager.sessions_of("ann")) == 1
 
 
 @pytest.mark.server_stores

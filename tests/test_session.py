@@ -16,6 +16,8 @@ from tieredsession import Session, UnstorableError
 if TYPE_CHECKING:
     from conftest import Browser, MakeSite, Site
 
+    from tieredsession.testing import FakeClock
+
 # -- laziness and flags ---------------------------------------------------------------
 
 
@@ -489,6 +491,19 @@ def test_an_emptied_session_that_is_filled_again(site: Site) -> None:
     browser.visit(lambda s: s.clear(), lambda s: s.update(c=3))
     assert browser.data() == {"c": 3}
     assert browser.cookie == cookie or not site.store.revocable
+
+
+def test_an_emptied_session_that_was_saved(site: Site, clock: FakeClock) -> None:
+    """What is assigned after an empty session was saved begins another, with an age of its own."""
+    browser = site.browser(a=1)
+    clock.advance(60)
+    session = site.open(browser)
+    session.clear()
+    session.save()
+    assert session.created is None
+    session["b"] = 2
+    browser.take(site.manager.close(session))
+    assert site.open(browser).created == clock.now
 
 
 def test_destroy_then_assign(site: Site) -> None:

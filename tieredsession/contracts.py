@@ -46,6 +46,9 @@ class SessionStore(Protocol):
     calls to a thread. A store in memory that others take the place of in production does
     better not to, so that an application meets the same rules with both.
 
+    A store that has several places for a session may have a ``create_successor(token, record,
+    now)``: as ``create``, for what goes on under a new id after *token* was deleted.
+
     Whatever a store cannot answer is a :class:`~tieredsession.errors.StoreError`.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 from tieredsession.contracts import Record
 from tieredsession.cookies import MAX_AGE
 from tieredsession.session import MAX_LIFETIME
-from tieredsession.state import LIFETIME, State
+from tieredsession.state import LIFETIME, PERSISTENT, State
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,19 @@ class Lifetimes:
         own = data.get(LIFETIME)
         return own if type(own) is int and 0 < own <= MAX_LIFETIME else self.idle
 
+    def is_over(self, record: Record, now: float) -> bool:
+        """Whether the absolute limit has ended a session, also one that began without it."""
+        return self.absolute is not None and now >= record.created + self.absolute
+
     def expiry(self, state: State, created: float, now: float) -> float:
         """When a session that is used *now* ends, in whole seconds."""
-        if state.until is None:
-            expires = float(int(now) + self.idle_of(state.data))
-        else:
+        if state.until is not None:
             expires = state.until(now)
+        else:
+            idle = self.idle_of(state.data)
+            expires = float(int(now) + idle)
+            if state.late and not state.restarted and state.data.get(PERSISTENT, self.persistent):
+                expires -= int(self._step(idle))  # so that the next page extends the cookie, too
         absolute = self.absolute
         return expires if absolute is None else min(expires, created + absolute)
 
@@ -53,7 +60,11 @@ class Lifetimes:
         if state.until is not None:
             return True
         idle = self.idle_of(state.data)
-        step = min(idle, MAX_AGE) * self.refresh
+        step = self._step(idle)
         if expires > record.expires:
             return now >= record.expires - idle + step
         return record.expires - expires > step
+
+    def _step(self, idle: int) -> float:
+        """Seconds of use that need not be written down."""
+        return min(idle, MAX_AGE) * self.refresh

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from random import uniform
 from typing import TYPE_CHECKING
 
@@ -171,8 +172,7 @@ class SessionManager:
             ConfigurationError: the store keeps no index; ``SESSION_PRINCIPALS`` turns it on.
         """
         mine = None if current is None else self._label(current._token())
-        idle_of = self.lifetimes.idle_of
-        return sessions_of(self.store, self.codec, idle_of, principal, mine, self.clock())
+        return sessions_of(self.store, self.codec, self.lifetimes, principal, mine, self.clock())
 
     def end_session(self, principal: str, handle: str) -> bool:
         """End the session of *principal* that a ``SessionInfo`` named; whether it was there."""
@@ -248,6 +248,7 @@ class SessionManager:
 
     def save_late(self, state: State) -> None:
         """As :meth:`save`, after the headers have left."""
+        state.late = True
         if self.is_modified(state) and not is_as_imported(state, self.codec):
             begins_another = state.ended and not state.is_empty
             if begins_another:  # which cannot be; the one that was ended dies all the same
@@ -286,8 +287,7 @@ class SessionManager:
         record = self.store.load(token, now)
         if record is None:
             return None
-        absolute = self.lifetimes.absolute
-        if absolute is not None and now >= record.created + absolute:
+        if self.lifetimes.is_over(record, now):
             self._refused("expired", token)
             return None
         if record.created > now + CLOCK_SKEW:
@@ -346,12 +346,13 @@ class SessionManager:
         now: float,
         event: type[events.SessionEvent] = events.SessionCreated,
         expires: float | None = None,
+        create: Callable[[Record, float], Saved] | None = None,
     ) -> None:
         created = float(int(now)) if state.created is None else state.created
         if expires is None:
             expires = self.lifetimes.expiry(state, created, now)
         record = Record(self.codec.encode(state.data), expires, created, state.principal)
-        saved = self.store.create(record, now)
+        saved = (create or self.store.create)(record, now)
         self._keep(state, record, saved, now)
         self._emit(event, saved.token)
 
@@ -361,8 +362,10 @@ class SessionManager:
         self.store.delete(token, now, record.version)
         state.token = state.record = None
         expires = None if state.restarted or state.until is not None else record.expires
+        succeed = getattr(self.store, "create_successor", None)
+        create = None if succeed is None else partial(succeed, token)
         try:
-            self._create(state, now, events.SessionRenewed, expires)
+            self._create(state, now, events.SessionRenewed, expires, create)
         except (SessionTooLarge, StoreError):
             if self.store.label(token) is None:  # the token is the data, and as good as before
                 state.token, state.record = token, record
@@ -392,7 +395,7 @@ class SessionManager:
             if not state.ended:
                 raise
         self._emit(events.SessionEnded, token)
-        state.token = state.record = None
+        state.token = state.record = state.created = None
         state.settle()
         state.set_cookie = self.cookie.expire()
         if state.moving is not None:

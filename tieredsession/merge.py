@@ -8,7 +8,7 @@ the later save (mine) wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tieredsession.errors import UnstorableError
@@ -35,13 +35,23 @@ def counter(base: Any, mine: Any, theirs: Any) -> Any:
 def union(base: Any, mine: Any, theirs: Any) -> Any:
     """A rule for lists and sets: what either added is in, what either removed is out.
 
-    A list keeps their order and then what this request added.
+    A list keeps their order and then what this request added. What both added or removed
+    counts once.
     """
     kind = next(type(value) for value in (mine, theirs, base) if value is not MISSING)
     old, ours, other = _or(base, ()), _or(mine, ()), _or(theirs, ())
-    removed = [item for item in old if item not in ours]
-    kept = [item for item in other if item not in removed]
-    return kind([*kept, *(item for item in ours if item not in old and item not in kept)])
+    removed = _without(_without(old, ours), _without(old, other))
+    added = _without(_without(ours, old), _without(other, old))
+    return kind([*_without(other, removed), *added])
+
+
+def _without(items: Iterable[Any], taken: Iterable[Any]) -> list[Any]:
+    """*items* less one of its equals for each that was *taken*."""
+    rest = list(items)
+    for item in taken:
+        if item in rest:
+            rest.remove(item)
+    return rest
 
 
 def queues(base: Any, mine: Any, theirs: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 from tieredsession.contracts import ByPrincipal, Codec, SessionStore
 from tieredsession.errors import ConfigurationError, Conflict, DecodeError, Gone
+from tieredsession.lifetimes import Lifetimes
 from tieredsession.state import DEVICE
 
 
@@ -28,7 +29,7 @@ class SessionInfo(NamedTuple):
 def sessions_of(
     store: SessionStore,
     codec: Codec,
-    idle_of: Callable[[Mapping[str, Any]], int],
+    lifetimes: Lifetimes,
     principal: str,
     mine: str | None,
     now: float,
@@ -40,6 +41,8 @@ def sessions_of(
     """
     infos = []
     for key, record in _index(store).sessions_of(principal, now):
+        if lifetimes.is_over(record, now):
+            continue
         try:
             data = codec.decode(record.payload)
         except DecodeError:
@@ -47,7 +50,7 @@ def sessions_of(
         info = SessionInfo(
             handle=key,
             created=record.created,
-            last_seen=max(record.created, record.expires - idle_of(data)),
+            last_seen=max(record.created, record.expires - lifetimes.idle_of(data)),
             device=data.get(DEVICE),
             current=mine is not None and mine in key,
         )
@@ -71,6 +74,8 @@ def end_where(
             try:
                 index.end(key, now, version)
             except Conflict as conflict:
+                if conflict.current.principal != principal:
+                    break  # clear() has left it to nobody
                 version = conflict.current.version
                 continue
             except Gone:

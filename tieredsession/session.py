@@ -98,6 +98,8 @@ class Session(MutableMapping[str, Any]):
     def clear(self) -> None:
         """Remove all data, and whose session it is. What stays empty is deleted at the end."""
         state = self._changeable()
+        if PERSISTENT in state.data:
+            state.restarted = True  # so that the cookie follows the site's own rule again
         state.data.clear()
         state.principal = None
 

@@ -57,6 +57,7 @@ class State:
         "ended",
         "force",
         "keep_empty",
+        "late",
         "moving",
         "principal",
         "pristine",
@@ -93,6 +94,8 @@ class State:
         """``data`` is what the record holds: nobody could change it, so nobody has to look."""
         self.set_cookie: str | None = None
         """What the response has to set, of all that was saved so far."""
+        self.late = False
+        """The headers have left, and what would be in ``set_cookie`` reaches nobody."""
         self.moving: MovingIn | None = None
 
     def settle(self) -> None:
@@ -184,7 +187,7 @@ class Fork:
                 state.absorb(before.data, after.data, self._rules, self._encode)
         # Else nothing of the session that was left comes into the one that follows it.
         for name in ("principal", "created"):
-            if getattr(state, name) == getattr(before, name):
+            if not state.ended and getattr(state, name) == getattr(before, name):
                 setattr(state, name, getattr(after, name))
         for name in ("ended", "renewed", "restarted", "force"):
             setattr(state, name, getattr(state, name) or getattr(after, name))

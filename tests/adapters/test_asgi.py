@@ -1235,6 +1235,31 @@ def test_a_new_session_after_a_logout_during_a_save(make_site: MakeSite, server:
 
 
 @pytest.mark.server_stores
+def test_the_age_of_a_new_session_after_a_logout_during_a_save(
+    make_site: MakeSite, server: Server, clock: FakeClock
+) -> None:
+    """What begins after a logout is as old as itself, not as what was saved meanwhile."""
+    site = make_site()
+    slow = Slow(site.store, "create")
+    browser = site.browser(a=1)
+
+    async def before(session: Session) -> None:
+        session.renew(restart=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            session.destroy()
+            session["b"] = 2
+            slow.go_on.set()
+        clock.advance(60)
+
+    server.visit(wrap(site, App(before), slow), browser)
+    session = site.open(browser)
+    assert (dict(session), session.created) == ({"b": 2}, clock.now)
+
+
+@pytest.mark.server_stores
 def test_a_revert_during_a_save(make_site: MakeSite, server: Server) -> None:
     """A session that is reverted while it is saved under a new id keeps that id."""
     site = make_site()

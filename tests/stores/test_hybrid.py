@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from tieredsession import Session, Settings
 from tieredsession.contracts import Record
 from tieredsession.errors import Gone
 from tieredsession.keyring import Keyring
 from tieredsession.options import StoreOptions
+from tieredsession.registry import open_manager
 from tieredsession.stores.cookie import SecureCookieSessionStore
 from tieredsession.stores.hybrid import HybridSessionStore
 from tieredsession.stores.memory import MemorySessionStore
-from tieredsession.testing import Chaos
+from tieredsession.testing import Chaos, FakeClock
 from tieredsession.tokens import TOKEN_LENGTH
 
 NOW = 1_800_000_000.0
@@ -69,6 +73,38 @@ def test_a_session_that_shrinks_stays(store: HybridSessionStore) -> None:
     saved = store.create(LARGE, NOW)
     again = store.update(saved.token, SMALL._replace(version=saved.version), NOW)
     assert again.token == saved.token
+
+
+@pytest.mark.parametrize(
+    ("principal", "go_on"),
+    [(None, lambda session: session.renew()), ("ann", lambda session: session.bind(None))],
+    ids=["renew", "bind"],
+)
+def test_a_session_under_a_new_id_stays(
+    store: HybridSessionStore, principal: str | None, go_on: Callable[[Session], None]
+) -> None:
+    """What was kept on the server is not put into a cookie by a new id, which goes on there."""
+    settings = Settings({"SECRET_KEY": "a long enough text, for tests alone: 0123456789"})
+    manager = open_manager(settings, store=store, clock=FakeClock(NOW))
+    record = Record(manager.codec.encode({"a": 1}), NOW + 3600, NOW, principal)
+    token = store.server.create(record, NOW).token
+    session = manager.open(f"__Host-id={token}")
+    go_on(session)
+    reply = manager.close(session)
+    assert reply is not None
+    assert reply.set_cookie is not None
+    successor = reply.set_cookie.partition(";")[0].partition("=")[2]
+    assert len(successor) == TOKEN_LENGTH
+    assert successor != token
+    assert store.load(token, NOW) is None
+
+
+@pytest.mark.parametrize("record", [SMALL, LARGE], ids=["small", "large"])
+def test_a_cookie_under_a_new_id(store: HybridSessionStore, record: Record) -> None:
+    """What goes on from a cookie under a new id stays there while it fits."""
+    token = store.create(SMALL, NOW).token
+    saved = store.create_successor(token, record, NOW)
+    assert (len(saved.token) == TOKEN_LENGTH) is (record is LARGE)
 
 
 def test_the_expired_does_not_move(store: HybridSessionStore) -> None:
