@@ -37,7 +37,8 @@ It differs from Starlette's own sessions in this, each time for a reason:
 - The session is a mapping and not a ``dict``, since it is read when it is used; where a dict is
   needed, as by ``JSONResponse``, ``dict(request.session)`` is one. What is stored comes back of
   the same type (a tuple as a tuple, a key of an inner dict as the number it was), and is refused
-  when it is assigned if it cannot be kept.
+  when it is assigned if it cannot be kept. Of a subclass of what JSON knows (a member of an enum
+  of strings, Authlib's ``UserInfo``) the plain value comes back, as with Starlette's.
 - ``Vary: Cookie`` follows from the first touch of the data, not from looking at
   ``request.session``; a cookie goes with ``Cache-Control: private``, so that no cache shares it.
 - Changes inside nested values are found. A response of 5xx saves nothing. A store that cannot
@@ -414,7 +415,9 @@ class SessionMiddleware:
         if not isinstance(settings, Settings) or overrides:
             settings = Settings(settings, **overrides)
         observers = tuple(observers)
-        self.manager = open_manager(settings, store=store, observers=observers, clock=clock)
+        self.manager = open_manager(
+            settings, store=store, observers=observers, clock=clock, subclasses=True
+        )
         self._app = app
         self._watch = PlainHTTPWatch(settings)
         self._autoload = autoload if self.manager.blocking else False

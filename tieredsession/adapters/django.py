@@ -18,9 +18,10 @@ differs, and why:
 - ``session.modified`` is also true after a change inside a nested value, as nobody should have
   to remember a flag. Assigning ``False`` makes the data of that moment count as unchanged.
 - Values come back equal and of the same type: tuples, dates, decimals, and dict keys that are
-  numbers. So ``SESSION_SERIALIZER`` has no use here, and what would come back as something else
-  (a ``SafeString``, a member of ``TextChoices``) is refused when it is assigned; so is a key
-  of the session that is not a string.
+  numbers. So ``SESSION_SERIALIZER`` has no use here. What would not come back is refused when it
+  is assigned, and so is a key of the session that is not a string. Of a subclass of what JSON
+  knows (a ``SafeString``, a member of ``TextChoices``, an ``OrderedDict``) the plain value comes
+  back, as with Django's ``JSONSerializer``.
 - The store makes the ids. ``save(must_create=True)`` begins a session under a new one, never
   under one that the caller chose: that would be session fixation.
 - The old id of ``cycle_key()`` is dead in both tiers before the new one is saved. If the session
@@ -159,7 +160,7 @@ def make_manager(
         if store is None:
             # What is forged is found there; of an event for each save nobody wants to know.
             store = open_store(read, [*observers, _log_forged])
-        return open_manager(read, store=store, observers=observers, clock=clock)
+        return open_manager(read, store=store, observers=observers, clock=clock, subclasses=True)
     except ConfigurationError as error:
         raise ImproperlyConfigured(str(error)) from error
 
@@ -471,7 +472,7 @@ def _check(data: Mapping[Any, Any]) -> None:
 
 
 def _check_key(key: Any) -> None:
-    if type(key) is not str:
+    if not isinstance(key, str):
         raise TypeError(f"a session key is a str, and {key!r} is a {type(key).__name__}")
 
 

@@ -31,7 +31,9 @@ included. What differs, and why:
 - **Changes inside nested values are found**, so ``session.modified = False`` does not hide one:
   ``session.revert()`` forgets it. ``session.new`` tells the truth.
 - **A value that cannot be kept is refused where it is assigned**, not when the response is made,
-  and keys are strings. All that Flask gives back as it was can be kept, ``Markup`` included.
+  and keys are strings. All that Flask gives back as it was can be kept, ``Markup`` included, and
+  what JSON takes for something plainer (a member of an enum of strings, Authlib's ``UserInfo``,
+  which is a ``dict``) comes back so, as with Flask.
 - **A response of 5xx saves nothing**, for a view that failed half way is no state to keep.
 - **A cookie that browsers would not keep** is ``SessionTooLarge``, where Flask warns in the log.
 - **After the headers have left**, in a streamed body or a teardown function, a change that needs
@@ -125,7 +127,12 @@ class TieredSession:
         self._overrides = overrides
         observers = tuple(observers)
         self._open = partial(
-            open_manager, store=store, observers=observers, clock=clock, own_types=[_MARKUP]
+            open_manager,
+            store=store,
+            observers=observers,
+            clock=clock,
+            own_types=[_MARKUP],
+            subclasses=True,
         )
         if app is not None:
             self.init_app(app)

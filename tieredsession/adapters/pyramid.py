@@ -27,7 +27,8 @@ The manager, to list and to end a user's sessions, is ``factory.manager``; under
 What differs from Pyramid's own ``SignedCookieSessionFactory``:
 
 - A session is not a ``dict`` but a ``MutableMapping``, and its keys are text: JSON would have
-  made text of other keys anyway. Values may be more than JSON knows.
+  made text of other keys anyway. Values may be more than JSON knows; of a subclass of what it
+  knows, such as an ``OrderedDict``, the plain value comes back, as with JSON.
 - A change inside a value is found without ``changed()``. ``changed()`` saves in any case.
 - ``invalidate()`` does not only empty the session: its cookie is deleted, and with a store on
   the server a copy of that opens nothing.
@@ -265,7 +266,7 @@ def session_factory(
         settings = _translate(settings)
     if not isinstance(settings, Settings) or overrides:
         settings = Settings(settings, **overrides)
-    manager = open_manager(settings, store=store, observers=observers, clock=clock)
+    manager = open_manager(settings, store=store, observers=observers, clock=clock, subclasses=True)
     return SessionFactory(manager, PlainHTTPWatch(settings))
 
 
