@@ -66,7 +66,14 @@ def site(kind: str, **config: Any) -> flask.Flask:
 
     @app.get("/rename/<name>")
     def rename(name: str) -> str:
+        flask_login.login_user(User(name))
+        session.bind(f"user {name}")
+        return ""
+
+    @app.get("/bind/<name>")
+    def bind(name: str) -> str:
         session.bind(name)
+        flask_login.login_user(User(name))
         return ""
 
     @app.get("/logout")
@@ -153,7 +160,7 @@ def test_a_login_of_who_is_logged_in(client: FlaskClient) -> None:
 
 @pytest.mark.any_store
 def test_whose_session_it_is(app: flask.Flask, client: FlaskClient) -> None:
-    """A session is its user's from login to logout, and nobody's data is lost by that."""
+    """A session is its user's from login to logout, by the name that the application gives."""
 
     def owner(path: str) -> Any:
         with client:
@@ -161,15 +168,21 @@ def test_whose_session_it_is(app: flask.Flask, client: FlaskClient) -> None:
             return session.principal, session.get("n")
 
     assert owner("/become/ada") == ("ada", 1)
-    planted = token(client)
+    known = token(client)
     assert owner("/become/bob") == ("bob", 1)
     assert owner("/logout") == (None, 1)
-    assert token(client) != planted
-    assert owner("/become/ada") == ("ada", 1)
-    assert owner("/rename/user ada") == ("user ada", 1)
+    assert token(client) != known
+    assert owner("/rename/ada") == ("user ada", 1)
     assert owner("/become/ada") == ("user ada", 1)
     assert client.get("/members").text == "members"
-    assert owner("/rename/user bob") == ("user bob", None)
+    assert owner("/become/bob") == ("user ada", 1)
+    assert owner("/logout") == (None, 1)
+    client.delete_cookie(COOKIE)
+    client.get("/")
+    assert owner("/bind/ada") == ("ada", 1)
+    assert owner("/logout") == (None, 1)
+    assert owner("/bind/ada") == ("ada", 1)
+    assert owner("/bind/bob") == ("bob", None)  # as bind promises
 
 
 @pytest.mark.any_store

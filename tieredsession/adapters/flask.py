@@ -44,8 +44,8 @@ included. What differs, and why:
   saved, with the view long done: nothing of that response goes out.
 - **Flask-Login's login gives the session a new id**, without which whoever had planted the old
   one would be logged in as well, and binds it to the user's id, so that ``HybridSessionStore`` and
-  ``SESSION_PRINCIPALS`` know of it; its logout takes that back. A name that the application bound
-  itself goes before that id. A login of one's own calls ``session.bind`` or ``renew``.
+  ``SESSION_PRINCIPALS`` know of it; after its logout it is nobody's. A ``session.bind`` in the request
+  of the login goes before that id. A login of one's own calls ``session.bind`` or ``renew``.
 """
 
 from __future__ import annotations
@@ -73,13 +73,11 @@ from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
 from tieredsession.cron import PurgeView
 from tieredsession.errors import ConfigurationError, StoreUnavailable
-from tieredsession.frontend import PlainHTTPWatch
+from tieredsession.frontend import LoginSession, PlainHTTPWatch
 from tieredsession.manager import SessionManager
 from tieredsession.merge import union
 from tieredsession.registry import open_manager
-from tieredsession.session import Session
 from tieredsession.settings import Settings
-from tieredsession.state import State
 
 _STRICTER = ("SESSION_COOKIE_NAME", "SESSION_COOKIE_SECURE", "SESSION_COOKIE_SAMESITE")
 _REFRESH_EACH = "SESSION_REFRESH_EACH_REQUEST"
@@ -88,7 +86,6 @@ _SECRETS = ("SECRET_KEY", "SECRET_KEY_FALLBACKS")
 _NOT_OURS = frozenset({"SESSION_PROTECTION"})  # of Flask-Login
 
 _FLASHES = "_flashes"  # where flask.flash keeps messages
-_LOGIN = "_user_id"  # where Flask-Login keeps whose session it is
 
 _MARKUP = OwnType(
     64,
@@ -145,9 +142,10 @@ class TieredSession:
         app.handle_exception = _Outages(app)  # type: ignore[assignment, method-assign]
 
 
-class FlaskSession(Session, SessionMixin):  # type: ignore[override]  # "new" is not for writing
+class FlaskSession(LoginSession, SessionMixin):  # type: ignore[override]  # "new" is not for writing
     """What ``flask.session`` stands for: a ``Session`` with the attributes that Flask knows."""
 
+    _login_key = "_user_id"  # Flask-Login's
     _through_flask = False
 
     @property
@@ -173,36 +171,6 @@ class FlaskSession(Session, SessionMixin):  # type: ignore[override]  # "new" is
         """Let the lifetime count from now if there is anything to save."""
         if self._state is not None and self.modified:
             self._state.restarted = True
-
-    def bind(self, principal: str | None, *, device: str | None = None) -> None:
-        """As ``Session.bind``; for who has logged in by Flask-Login it is only another name."""
-        state = self._state or self._touch()
-        if principal not in (None, state.principal) and state.principal == _user(state):
-            state.principal = None
-        super().bind(principal, device=device)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        if key != _LOGIN or self.get(key) == value:
-            super().__setitem__(key, value)
-            return
-        self.renew(restart=True)
-        state = self._state or self._touch()
-        follows = state.principal in (None, _user(state))
-        super().__setitem__(key, value)
-        if follows:
-            state.principal = _user(state)
-
-    def __delitem__(self, key: str) -> None:
-        state = self._state or self._touch()
-        if key == _LOGIN and state.principal is not None and state.principal == _user(state):
-            self.bind(None)
-        super().__delitem__(key)
-
-
-def _user(state: State) -> str | None:
-    """Who has logged in by Flask-Login, if anybody."""
-    user = state.data.get(_LOGIN)
-    return None if user is None else str(user) or None
 
 
 session = cast("FlaskSession", flask.session)
