@@ -44,8 +44,8 @@ included. What differs, and why:
   saved, with the view long done: nothing of that response goes out.
 - **Flask-Login's login gives the session a new id**, without which whoever had planted the old
   one would be logged in as well, and binds it to the user's id, so that ``HybridSessionStore`` and
-  ``SESSION_PRINCIPALS`` know of it; after its logout it is nobody's. A ``session.bind`` in the request
-  of the login goes before that id. A login of one's own calls ``session.bind`` or ``renew``.
+  ``SESSION_PRINCIPALS`` know of it; after its logout it is nobody's. A ``session.bind`` in the
+  request of the login goes before that id. A login of one's own calls ``session.bind`` or ``renew``.
 """
 
 from __future__ import annotations
