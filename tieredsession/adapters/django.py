@@ -4,7 +4,8 @@ Sessions live where ``SESSION_STORE`` and ``SESSION_CACHE_URL`` say. Django's ow
 stays in charge of the cookie, so admin, auth, messages, ``login()``, ``logout()``, the test
 client and Django's own ``SESSION_*`` settings work unchanged. With this module in
 ``INSTALLED_APPS``, too, ``manage.py check`` reports a wrong setting; without it, the start of
-the server does. ``get_manager()`` is the site's manager, for lists of a user's sessions;
+the server does. ``get_manager()`` is the site's manager, for lists of a user's sessions (to a type
+checker, the current one among them is a ``cast(SessionStore, request.session)``);
 ``use_manager(make_manager(observers=[...]))`` in an ``AppConfig.ready`` has it watched.
 ``manage.py clearsessions`` runs the purge, and so does ``purge_view``, for cron, in a URLconf.
 

@@ -45,7 +45,8 @@ included. What differs, and why:
 - **Flask-Login's login gives the session a new id**, without which whoever had planted the old
   one would be logged in as well, and binds it to the user's id, so that ``HybridSessionStore`` and
   ``SESSION_PRINCIPALS`` know of it; after its logout it is nobody's. A ``session.bind`` in the
-  request of the login goes before that id. A login of one's own calls ``session.bind`` or ``renew``.
+  request of the login goes before that id. A login of one's own calls ``session.bind`` or
+  ``renew``.
 """
 
 from __future__ import annotations
