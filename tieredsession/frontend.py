@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from tieredsession.cookies import Reply, add_headers
-from tieredsession.session import Session
+from tieredsession.session import Session, SessionIO
 from tieredsession.settings import Settings
 
 UNAVAILABLE = b"Service Unavailable\n"
@@ -76,8 +76,8 @@ class LoginSession(Session):
 
     _login_key: str
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, io: SessionIO, cookie_header: str | None) -> None:
+        super().__init__(io, cookie_header)
         # Whose it was before this request's login bound it, in a tuple; empty without one.
         self._former: tuple[str | None, ...] = ()
 
