@@ -27,9 +27,9 @@ application closes the socket or returns, as at the end of a body. Where the coo
 a change after the acceptance raises :class:`~tieredsession.HeadersSentError`. However long it
 lives, a websocket sees the session as it was when it was read; a save merges, as any does.
 
-A login has to give the session a new id, by ``request.session.bind(user)`` or ``renew()``. Code
-that was written for sessions whose data is the cookie need not have known that: on a server, whoever
-had planted the old cookie would be logged in as well.
+A login has to give the session a new id, by ``request.session.bind(user)`` or ``renew()``: where
+the data is on a server, whoever had planted the old cookie would be logged in as well. Code that
+was written for Starlette's sessions need not have known that.
 
 It differs from Starlette's own sessions in this, each time for a reason:
 
