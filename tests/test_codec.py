@@ -390,6 +390,10 @@ class Number(enum.IntEnum):
     ONE = 1
 
 
+class Word(str, enum.Enum):
+    ONE = "one"
+
+
 class Flagged(enum.IntFlag):
     ON = 1
 
@@ -437,6 +441,7 @@ REFUSED: list[tuple[object, str, str]] = [
     (collections.Counter("aa"), r"collections\.Counter", r"store dict\(value\)"),
     (Markup("<b>"), r"\w*test_codec\.Markup", r"store str\(value\)"),
     (time.gmtime(0), r"time\.struct_time", r"store tuple\(value\)"),
+    (Word.ONE, r"\w*test_codec\.Word", "store its value"),
     (Real(1), r"\w*test_codec\.Real", r"store float\(value\)"),
     (Blob(b"x"), r"\w*test_codec\.Blob", r"store bytes\(value\)"),
     (Moment(2026, 1, 1), r"\w*test_codec\.Moment", "store"),
@@ -855,3 +860,74 @@ def test_an_own_type_goes_before_pickle() -> None:
     """A type that the codec was given is not pickled where others are."""
     both = MsgpackCodec(pickle=True, own_types=[OwnType(100, Shout, Shout.encode, Shout)])
     assert both.encode({"v": Shout("a")}) == OWN.encode({"v": Shout("a")})
+
+
+# -- values of subclasses --------------------------------------------------------------
+
+
+class Huge(int):
+    pass
+
+
+class Items(list[Any]):
+    pass
+
+
+class Shown(dict[str, Any]):
+    """A dict whose methods show the last of several values, as web frameworks have it."""
+
+    def items(self) -> Any:
+        return {key: values[-1] for key, values in super().items()}.items()
+
+
+OF_JSON = MsgpackCodec(subclasses=True, tables=True)
+
+MADE_OF: dict[str, tuple[object, object]] = {
+    "a string": (Word.ONE, "one"),
+    "markup": (Markup("<b>"), "<b>"),
+    "an integer": (Number.ONE, 1),
+    "a big integer": (Huge(1 << 70), 1 << 70),
+    "a float": (Real(-0.0), -0.0),
+    "a dict": (collections.OrderedDict(a=collections.OrderedDict(b=Word.ONE)), {"a": {"b": "one"}}),
+    "a dict with another look": (Shown({"a": [1, 2]}), {"a": 2}),
+    "a list": (Items([Word.ONE, 2]), ["one", 2]),
+    "a tuple": (Point(1), (1,)),
+    "a key": ({Word.ONE: 1, Point(1): 2}, {"one": 1, (1,): 2}),
+    "members of a set": ({Word.ONE, Point(1)}, {"one", (1,)}),
+    "a list of rows": (
+        [collections.OrderedDict(a=n, b="text") for n in range(50)],
+        [{"a": n, "b": "text"} for n in range(50)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "plain"), MADE_OF.values(), ids=MADE_OF)
+def test_a_subclass_is_what_it_is_made_of(value: object, plain: object) -> None:
+    """Where subclasses are kept, each is the bytes of the plain value, nested in any way."""
+    for wrap in (lambda v: v, lambda v: [v, {"x": v}], lambda v: (v, [v])):
+        OF_JSON.check("v", wrap(value))
+        payload = OF_JSON.encode({"v": wrap(value)})
+        assert payload == OF_JSON.encode({"v": wrap(plain)})
+        assert exact(OF_JSON.decode(payload)) == exact({"v": wrap(plain)})
+
+
+@pytest.mark.parametrize("value", [Colour.RED, Blob(b"x"), Moment(2026, 1, 1), Thing()], ids=type)
+def test_what_json_cannot_take_is_refused_in_a_subclass(value: object) -> None:
+    """Where subclasses are kept, what JSON does not know is refused, and found inside them."""
+    with pytest.raises(UnstorableError, match=r"^session\['a'\]\['b'\]\[1\] is a "):
+        OF_JSON.check("a", collections.OrderedDict(b=Items([0, value])))
+
+
+def test_a_subclass_in_itself_is_refused() -> None:
+    """A value of a subclass that holds itself is refused as any other."""
+    value: dict[str, Any] = collections.OrderedDict()
+    value["me"] = value
+    with pytest.raises(UnstorableError, match="nested too deeply, or holds itself"):
+        OF_JSON.check("a", value)
+
+
+def test_a_subclass_is_pickled_where_that_is_allowed() -> None:
+    """Where pickles are kept as well, a value of a subclass comes back as one."""
+    both = MsgpackCodec(pickle=True, subclasses=True)
+    value = collections.OrderedDict(b=1)
+    assert exact(round_trip(value, both)) == exact(value)

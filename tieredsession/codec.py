@@ -5,7 +5,8 @@ What goes in comes out equal and of the same type: the JSON types, bytes, and da
 integers of any size, nested in any way. Keys of nested dicts may be any of these that
 Python can hash; keys of the session itself are strings. A bytearray or memoryview comes
 back as bytes. Subclasses (an enum, a named tuple, an ordered dict, a markup string) are
-refused, because they would come back as something else, unless an adapter brings the type.
+refused, because they would come back as something else, unless an adapter brings the type,
+or its framework's own sessions keep them as what they are made of, as JSON does.
 
 Decoding is bounded: by the size of the input, which also bounds the items of a container
 (each takes a byte), and by depth: 1024 lists and dicts in the decoder itself, 16 sets and
@@ -20,6 +21,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from enum import Enum
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -58,6 +60,7 @@ _MICROSECOND = dt.timedelta(microseconds=1)
 _ALWAYS_STORABLE = frozenset({bool, int, float, type(None)})
 _SURELY_FITS = 1 << 16
 _CONTAINERS = (dict, list, tuple, set, frozenset)
+_OF_JSON = (dict, list, tuple)
 _PATH_SEARCHED = 300  # characters of the path to a value that is to blame
 
 
@@ -153,6 +156,16 @@ _SUBCLASSED = (
     *(dt.datetime, dt.date, dt.time, dt.timedelta, Decimal, UUID),
 )
 
+_MADE_OF: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__pos__,
+    float: float.__pos__,
+    dict: lambda v: dict(v.items()),
+    list: list,
+    tuple: tuple,
+}
+"""What JSON takes a value of a subclass for, to exactly that type."""
+
 _COLLECTION_CODES: dict[type, int] = {set: _SET, frozenset: _FROZENSET, tuple: _TUPLE}
 _COLLECTIONS: dict[int, Callable[[list[Any]], Any]] = {
     _SET: set,
@@ -185,6 +198,7 @@ class MsgpackCodec:
         tables: keep lists of alike dicts as columns, for where every byte is weighed.
             They are decoded in any case.
         own_types: what else can be kept, of exactly these types.
+        subclasses: keep a value of a subclass of what JSON knows as one of that type.
     """
 
     def __init__(
@@ -193,9 +207,11 @@ class MsgpackCodec:
         pickle: bool = False,
         tables: bool = False,
         own_types: Iterable[OwnType] = (),
+        subclasses: bool = False,
     ) -> None:
         self._pickle = pickle
         self._tables = tables
+        self._subclasses = subclasses
         self._own_encoders = {own.kind: own for own in own_types}
         self._own_decoders = {own.code: own.unpack for own in self._own_encoders.values()}
         self._local = threading.local()
@@ -232,6 +248,8 @@ class MsgpackCodec:
                 f"the session takes {len(payload)} bytes and may take {MAX_BYTES}: "
                 "keep large values elsewhere and their names in the session"
             )
+        if self._subclasses and vars(self._local).pop("converted", False):
+            return self.encode(_unpack(payload, self._ext_hook))  # the bytes of what comes back
         return payload
 
     def decode(self, payload: bytes) -> dict[str, Any]:
@@ -269,7 +287,7 @@ class MsgpackCodec:
         return packers[depth]
 
     def _new_packer(self, depth: int) -> msgpack.Packer:
-        def default(value: Any) -> msgpack.ExtType | msgpack.Timestamp:
+        def default(value: Any) -> Any:
             kind = type(value)
             encoder = _PLAIN_ENCODERS.get(kind)
             if encoder is not None:
@@ -285,6 +303,12 @@ class MsgpackCodec:
                 return msgpack.ExtType(own.code, own.pack(value))
             if self._pickle:
                 return msgpack.ExtType(_PICKLE, pickling.dumps(value, 4))
+            if self._subclasses:
+                for base, convert in _MADE_OF.items():
+                    if isinstance(value, base):
+                        self._local.converted = True
+                        made = convert(value)
+                        return default(made) if base in (int, tuple) else made
             raise TypeError(kind)
 
         return msgpack.Packer(default=default, strict_types=True)
@@ -352,6 +376,8 @@ class MsgpackCodec:
             advice = "its time zone has no fixed offset"
         elif bases and bases[0] in _PLAIN_ENCODERS and bases[0] not in (int, complex):
             advice = f"store a plain {bases[0].__name__}"
+        elif isinstance(value, Enum) and isinstance(value, str):
+            advice = "store its value"
         elif bases:
             advice = f"store {bases[0].__name__}(value)"
         elif not self._pickle:
@@ -363,7 +389,7 @@ class MsgpackCodec:
 
         What was *seen* is not looked into again: a value may be in many places, or in itself.
         """
-        if type(value) not in _CONTAINERS:
+        if not (type(value) in _CONTAINERS or (self._subclasses and isinstance(value, _OF_JSON))):
             return None if self._can_pack(value) else (path, value)
         if id(value) in seen or len(path) > _PATH_SEARCHED:
             return None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from random import uniform
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tieredsession import events
 from tieredsession.contracts import Codec, Observer, Record, Saved, SessionStore
@@ -42,6 +42,12 @@ _TRIES = 32  # so many requests can save one session at once: for each loss anot
 _AT_ONCE = 3  # tries before a random pause, up to ...
 _PAUSE = 0.002  # ... so many seconds more each time
 _WARN_FROM = MAX_LINE * 3 // 4
+
+
+class Current(Protocol):
+    """A session by which a manager knows the one of this request: ours, or Django's engine."""
+
+    def _token(self) -> str | None: ...
 
 
 class SessionManager:
@@ -161,7 +167,7 @@ class SessionManager:
 
     # -- the sessions of a principal --------------------------------------------------
 
-    def sessions_of(self, principal: str, current: Session | None = None) -> list[SessionInfo]:
+    def sessions_of(self, principal: str, current: Current | None = None) -> list[SessionInfo]:
         """The live sessions that were bound to *principal*, the latest used first.
 
         Args:
@@ -178,7 +184,7 @@ class SessionManager:
         """End the session of *principal* that a ``SessionInfo`` named; whether it was there."""
         return end_where(self.store, principal, lambda key: key == handle, self.clock()) > 0
 
-    def end_all(self, principal: str, keep: Session | None = None) -> int:
+    def end_all(self, principal: str, keep: Current | None = None) -> int:
         """End all sessions of *principal*, except *keep*; how many that were.
 
         With *keep* the one of this request, this is "log out everywhere else".

@@ -136,10 +136,12 @@ def open_manager(
     observers: Iterable[Observer] = (),
     clock: Callable[[], float] = time.time,
     own_types: Iterable[OwnType] = (),
+    subclasses: bool = False,
 ) -> SessionManager:
     """A manager as *settings* describe it, over *store* or the one that they name.
 
-    *own_types* are what sessions of a framework can hold besides.
+    *own_types* are what sessions of a framework can hold besides; *subclasses* tells whether
+    they take a value of a subclass for one of the type itself.
 
     Raises:
         ConfigurationError: a store cannot be made as they say, or may not hold pickles.
@@ -158,6 +160,7 @@ def open_manager(
             tables=settings.session_cookie_compress
             and settings.session_store in (COOKIE_STORE, HYBRID_STORE),
             own_types=own_types,
+            subclasses=subclasses,
         ),
         cookie,
         Lifetimes(

@@ -88,7 +88,9 @@ class Session(MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         if type(key) is not str:
-            raise TypeError(f"a session key is a str, and {key!r} is a {type(key).__name__}")
+            if not isinstance(key, str):
+                raise TypeError(f"a session key is a str, and {key!r} is a {type(key).__name__}")
+            key = str.__str__(key)
         self._io.codec.check(key, value)
         self._changeable().data[key] = value
 

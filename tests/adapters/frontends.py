@@ -211,13 +211,17 @@ Difference = Literal[
     "own cookie parser",
     "says nothing to caches",
     "streams are not saved",
+    "takes subclasses",
     "unavailable is 500",
 ]
+
+AS_JSON = "its own sessions are JSON, which takes a value of a subclass for one of the type"
 
 DIFFERENCES: dict[str, dict[Difference, str]] = {
     "Flask": {
         "another age": "Flask's PERMANENT_SESSION_LIFETIME is the age, and is 31 days by default",
         "forms outlive renewal": "Flask-WTF's token is data of the session like any other",
+        "takes subclasses": AS_JSON,
     },
     "Django": {
         "acts at once": "Django documents cycle_key() and flush() as done when they are called",
@@ -232,11 +236,15 @@ DIFFERENCES: dict[str, dict[Difference, str]] = {
         ),
         "says nothing to caches": "Django's middleware sends Vary with a cookie, and no more",
         "streams are not saved": "Django's middleware saves before a body is streamed, and once",
+        "takes subclasses": AS_JSON,
         "unavailable is 500": "to Django an exception of a store is one like any other",
     },
     "Starlette": {
         "loads ahead": "nothing may wait on the event loop, so the store is asked before the view",
+        "takes subclasses": AS_JSON,
     },
+    "StarletteThreads": {"takes subclasses": AS_JSON},
+    "Pyramid": {"takes subclasses": AS_JSON},
 }
 """Where a framework's own rules go before the core's, and why. The scenarios hold each front
 end to what is said here, and in all else to the same as any other."""

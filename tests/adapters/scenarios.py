@@ -11,11 +11,13 @@ Each class is to be subclassed with the fixtures ``front_end``, the class of one
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
@@ -40,6 +42,12 @@ OTHER_SECRET = "another secret, which has as many characters: 42"
 DAY = 24 * 3600
 AGE = 14 * DAY
 ATTRIBUTES = {"path": "/", "secure": "", "httponly": "", "samesite": "Lax"}
+
+
+class Role(str, Enum):
+    """Text, to JSON."""
+
+    ADMIN = "admin"
 
 
 # -- given ----------------------------------------------------------------------------
@@ -519,6 +527,36 @@ class EveryStore(Scenarios):
         assert "thing" in seen.result
         assert "object" in seen.result
         assert browser.data() == {"a": 1}
+
+    def test_a_value_of_a_subclass(self, site: Site, costs: Costs) -> None:
+        """A value of a subclass is refused, or comes back as the framework's own would."""
+        values = {"role": Role.ADMIN, "claims": OrderedDict(sub="7", roles=[Role.ADMIN])}
+        back = {"role": "admin", "claims": {"sub": "7", "roles": ["admin"]}}
+
+        def assign(page: Page) -> None:
+            for key, value in values.items():
+                if site.differs("takes subclasses"):
+                    page.session[key] = value
+                else:
+                    with pytest.raises(UnstorableError):
+                        page.session[key] = value
+
+        browser = site.browser(a=1)
+        assert browser.visit(assign).status == 200
+        site.calls()
+        seen = browser.visit(lambda page: dict(page.session))
+        assert seen.result == ({"a": 1, **back} if site.differs("takes subclasses") else {"a": 1})
+        assert "Ordered" not in repr(seen.result)
+        assert "ADMIN" not in repr(seen.result)
+        assert site.calls() == costs.hit
+        assert seen.answer.set_cookies == []
+
+    def test_a_key_of_a_subclass(self, site: Site) -> None:
+        """A key may be a member of an enum of strings, and is the string."""
+        browser = site.browser()
+        browser.visit(lambda page: page.session.__setitem__(Role.ADMIN, 1))
+        assert browser.visit(lambda page: page.session[Role.ADMIN]).result == 1
+        assert {type(key) for key in browser.data()} == {str}
 
     # -- what counts as a change
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -13,7 +14,7 @@ from flask_wtf import FlaskForm
 from flask_wtf.csrf import CSRFProtect
 from wtforms import StringField  # type: ignore[import-untyped]  # it comes without types
 
-from tieredsession.adapters.flask import TieredSession
+from tieredsession.adapters.flask import TieredSession, session
 from tieredsession.testing import Chaos
 
 SECRET = "a long enough text, for tests alone: 0123456789"
@@ -42,8 +43,8 @@ class NameForm(FlaskForm):  # type: ignore[misc]  # it comes without types
 def site(kind: str, **config: Any) -> flask.Flask:
     """A site with a login by Flask-Login and a form of Flask-WTF."""
     app = flask.Flask("site")
-    app.config.update({"TESTING": True, "SECRET_KEY": SECRET, **config})
-    app.config["SESSION_STORE"] = STORES[kind]
+    app.config.update({"TESTING": True, "SECRET_KEY": SECRET, "SESSION_STORE": STORES[kind]})
+    app.config.update(config)
     TieredSession(app)
     login = flask_login.LoginManager(app)
     login.login_view = "login"
@@ -58,6 +59,22 @@ def site(kind: str, **config: Any) -> flask.Flask:
     def login_() -> str:
         remember = "remember" in flask.request.form
         return str(flask_login.login_user(User("ada"), remember=remember))
+
+    @app.get("/become/<name>")
+    def become(name: str) -> str:
+        return str(flask_login.login_user(User(name)))
+
+    @app.get("/rename/<name>")
+    def rename(name: str) -> str:
+        flask_login.login_user(User(name))
+        session.bind(f"user {name}")
+        return ""
+
+    @app.get("/bind/<name>")
+    def bind(name: str) -> str:
+        session.bind(name)
+        flask_login.login_user(User(name))
+        return ""
 
     @app.get("/logout")
     def logout() -> str:
@@ -117,8 +134,8 @@ def test_a_visitor_who_has_to_log_in(client: FlaskClient) -> None:
     response = client.get("/members")
     assert response.status_code in (302, 303)
     assert response.headers["Location"] == "/login?next=%2Fmembers"
-    with client.session_transaction() as session:
-        assert session["_flashes"] == [("message", "Please log in to access this page.")]
+    with client.session_transaction() as kept:
+        assert kept["_flashes"] == [("message", "Please log in to access this page.")]
 
 
 @pytest.mark.any_store
@@ -139,6 +156,59 @@ def test_a_login_of_who_is_logged_in(client: FlaskClient) -> None:
     before = token(client)
     client.post("/login")
     assert token(client) == before
+
+
+@pytest.mark.any_store
+def test_whose_session_it_is(app: flask.Flask, client: FlaskClient) -> None:
+    """A session is its user's from login to logout, by the name that the application gives."""
+
+    def owner(path: str) -> Any:
+        with client:
+            assert client.get(path).status_code == 200
+            return session.principal, session.get("n")
+
+    assert owner("/become/ada") == ("ada", 1)
+    known = token(client)
+    assert owner("/become/bob") == ("bob", 1)
+    assert owner("/logout") == (None, 1)
+    assert token(client) != known
+    assert owner("/rename/ada") == ("user ada", 1)
+    assert owner("/become/ada") == ("user ada", 1)
+    assert client.get("/members").text == "members"
+    assert owner("/become/bob") == ("user ada", 1)
+    assert owner("/logout") == (None, 1)
+    client.delete_cookie(COOKIE)
+    client.get("/")
+    assert owner("/bind/ada") == ("ada", 1)
+    assert owner("/logout") == (None, 1)
+    assert owner("/bind/ada") == ("ada", 1)
+    assert owner("/bind/bob") == ("bob", None)  # as bind promises
+
+
+@pytest.mark.any_store
+def test_whose_session_it_is_by_other_ids(app: flask.Flask) -> None:
+    """A user's id that is a number counts as text, and one that is nothing as nobody's."""
+    with app.test_request_context():
+        for user, principal in ((7, "7"), (None, None), (0, "0"), ("", None)):
+            session["_user_id"] = user
+            assert session.principal == principal
+
+
+@pytest.mark.any_store
+def test_a_hybrid_store(kind: str, tmp_path: Path) -> None:
+    """A login moves the session to the server, where a copy of its cookie ends with the logout."""
+    app = site(
+        kind,
+        SESSION_STORE="tieredsession.stores.HybridSessionStore",
+        SESSION_STORE_URL=f"sqlite:///{tmp_path}/sessions.sqlite3",
+    )
+    client, thief = app.test_client(), app.test_client()
+    client.get("/")
+    client.post("/login")
+    thief.set_cookie(COOKIE, token(client))
+    assert thief.get("/members").text == "members"
+    client.get("/logout")
+    assert thief.get("/").text == "None 1"
 
 
 def test_a_visitor_who_is_remembered(client: FlaskClient) -> None:

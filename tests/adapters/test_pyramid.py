@@ -293,7 +293,7 @@ class _Policy:
         return self.authenticated_userid(request) is not None
 
 
-@pytest.mark.parametrize("change", ["bind", "renew"])
+@pytest.mark.parametrize("change", ["bind", "renew", "nothing"])
 def test_login_and_logout(site: Site, change: str) -> None:
     """With Pyramid's own remember and forget, login changes the id and logout ends the session."""
     pages = Pages(site, security_policy=_Policy())
@@ -303,7 +303,7 @@ def test_login_and_logout(site: Site, change: str) -> None:
     def login(request: Any) -> None:
         if change == "bind":
             request.session.bind("ada")
-        else:
+        if change == "renew":
             request.session.renew()
         request.response.headerlist.extend(remember(request, "ada"))
 
@@ -333,6 +333,36 @@ def test_forgetting_alone(site: Site) -> None:
     visitor.visit(lambda request: remember(request, "ada") and None)
     visitor.visit(lambda request: forget(request) and None)
     assert visitor.data() == {"cart": ["tea"]}
+
+
+def test_whose_session_it_is(site: Site) -> None:
+    """A session is its user's from remember() to forget(), by the name that it was bound to."""
+    visitor = Pages(site, security_policy=_Policy()).visitor(cart=["tea"])
+
+    def owner(request: Any) -> Any:
+        return request.session.principal
+
+    visitor.visit(lambda request: remember(request, 7) and None)
+    assert visitor.ask(owner) == "7"
+    visitor.visit(lambda request: forget(request) and None)
+    assert visitor.ask(owner) is None
+
+    def login(request: Any) -> None:
+        remember(request, 7)
+        request.session.bind("user 7")
+
+    visitor.visit(login)
+    assert visitor.ask(owner) == "user 7"
+    assert visitor.data() == {"cart": ["tea"], "auth.userid": 7}
+
+    def two_logins(request: Any) -> None:
+        request.session.invalidate()
+        login(request)
+        request.session.bind("another")
+
+    visitor.visit(two_logins)
+    assert visitor.ask(owner) == "another"
+    assert visitor.data() == {}
 
 
 # -- flash messages -------------------------------------------------------------------

@@ -27,6 +27,10 @@ application closes the socket or returns, as at the end of a body. Where the coo
 a change after the acceptance raises :class:`~tieredsession.HeadersSentError`. However long it
 lives, a websocket sees the session as it was when it was read; a save merges, as any does.
 
+A login has to give the session a new id, by ``request.session.bind(user)`` or ``renew()``: where
+the data is on a server, whoever had planted the old cookie would be logged in as well. Code that
+was written for Starlette's sessions need not have known that.
+
 It differs from Starlette's own sessions in this, each time for a reason:
 
 - ``secret_key`` has to be strong, ``https_only`` is on unless it is set to false, and the cookie
@@ -37,7 +41,8 @@ It differs from Starlette's own sessions in this, each time for a reason:
 - The session is a mapping and not a ``dict``, since it is read when it is used; where a dict is
   needed, as by ``JSONResponse``, ``dict(request.session)`` is one. What is stored comes back of
   the same type (a tuple as a tuple, a key of an inner dict as the number it was), and is refused
-  when it is assigned if it cannot be kept.
+  when it is assigned if it cannot be kept. Of a subclass of what JSON knows (a member of an enum
+  of strings, Authlib's ``UserInfo``) the plain value comes back, as with Starlette's.
 - ``Vary: Cookie`` follows from the first touch of the data, not from looking at
   ``request.session``; a cookie goes with ``Cache-Control: private``, so that no cache shares it.
 - Changes inside nested values are found. A response of 5xx saves nothing. A store that cannot
@@ -414,7 +419,9 @@ class SessionMiddleware:
         if not isinstance(settings, Settings) or overrides:
             settings = Settings(settings, **overrides)
         observers = tuple(observers)
-        self.manager = open_manager(settings, store=store, observers=observers, clock=clock)
+        self.manager = open_manager(
+            settings, store=store, observers=observers, clock=clock, subclasses=True
+        )
         self._app = app
         self._watch = PlainHTTPWatch(settings)
         self._autoload = autoload if self.manager.blocking else False

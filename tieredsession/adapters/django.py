@@ -4,7 +4,8 @@ Sessions live where ``SESSION_STORE`` and ``SESSION_CACHE_URL`` say. Django's ow
 stays in charge of the cookie, so admin, auth, messages, ``login()``, ``logout()``, the test
 client and Django's own ``SESSION_*`` settings work unchanged. With this module in
 ``INSTALLED_APPS``, too, ``manage.py check`` reports a wrong setting; without it, the start of
-the server does. ``get_manager()`` is the site's manager, for lists of a user's sessions;
+the server does. ``get_manager()`` is the site's manager, for lists of a user's sessions (to a type
+checker, the current one among them is a ``cast(SessionStore, request.session)``);
 ``use_manager(make_manager(observers=[...]))`` in an ``AppConfig.ready`` has it watched.
 ``manage.py clearsessions`` runs the purge, and so does ``purge_view``, for cron, in a URLconf.
 
@@ -18,9 +19,10 @@ differs, and why:
 - ``session.modified`` is also true after a change inside a nested value, as nobody should have
   to remember a flag. Assigning ``False`` makes the data of that moment count as unchanged.
 - Values come back equal and of the same type: tuples, dates, decimals, and dict keys that are
-  numbers. So ``SESSION_SERIALIZER`` has no use here, and what would come back as something else
-  (a ``SafeString``, a member of ``TextChoices``) is refused when it is assigned; so is a key
-  of the session that is not a string.
+  numbers. So ``SESSION_SERIALIZER`` has no use here. What would not come back is refused when it
+  is assigned, and so is a key of the session that is not a string. Of a subclass of what JSON
+  knows (a ``SafeString``, a member of ``TextChoices``, an ``OrderedDict``) the plain value comes
+  back, as with Django's ``JSONSerializer``.
 - The store makes the ids. ``save(must_create=True)`` begins a session under a new one, never
   under one that the caller chose: that would be session fixation.
 - The old id of ``cycle_key()`` is dead in both tiers before the new one is saved. If the session
@@ -159,7 +161,7 @@ def make_manager(
         if store is None:
             # What is forged is found there; of an event for each save nobody wants to know.
             store = open_store(read, [*observers, _log_forged])
-        return open_manager(read, store=store, observers=observers, clock=clock)
+        return open_manager(read, store=store, observers=observers, clock=clock, subclasses=True)
     except ConfigurationError as error:
         raise ImproperlyConfigured(str(error)) from error
 
@@ -471,7 +473,7 @@ def _check(data: Mapping[Any, Any]) -> None:
 
 
 def _check_key(key: Any) -> None:
-    if type(key) is not str:
+    if not isinstance(key, str):
         raise TypeError(f"a session key is a str, and {key!r} is a {type(key).__name__}")
 
 

@@ -31,7 +31,9 @@ included. What differs, and why:
 - **Changes inside nested values are found**, so ``session.modified = False`` does not hide one:
   ``session.revert()`` forgets it. ``session.new`` tells the truth.
 - **A value that cannot be kept is refused where it is assigned**, not when the response is made,
-  and keys are strings. All that Flask gives back as it was can be kept, ``Markup`` included.
+  and keys are strings. All that Flask gives back as it was can be kept, ``Markup`` included, and
+  what JSON takes for something plainer (a member of an enum of strings, Authlib's ``UserInfo``,
+  which is a ``dict``) comes back so, as with Flask.
 - **A response of 5xx saves nothing**, for a view that failed half way is no state to keep.
 - **A cookie that browsers would not keep** is ``SessionTooLarge``, where Flask warns in the log.
 - **After the headers have left**, in a streamed body or a teardown function, a change that needs
@@ -41,7 +43,10 @@ included. What differs, and why:
   handler for that, or for a 503, the visitor gets a plain 503. So it is when the response is
   saved, with the view long done: nothing of that response goes out.
 - **Flask-Login's login gives the session a new id**, without which whoever had planted the old
-  one would be logged in as well. A login of one's own calls ``session.bind`` or ``renew``.
+  one would be logged in as well, and binds it to the user's id, so that ``HybridSessionStore`` and
+  ``SESSION_PRINCIPALS`` know of it; after its logout it is nobody's. A ``session.bind`` in the
+  request of the login goes before that id. A login of one's own calls ``session.bind`` or
+  ``renew``.
 """
 
 from __future__ import annotations
@@ -69,11 +74,10 @@ from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
 from tieredsession.cron import PurgeView
 from tieredsession.errors import ConfigurationError, StoreUnavailable
-from tieredsession.frontend import PlainHTTPWatch
+from tieredsession.frontend import LoginSession, PlainHTTPWatch
 from tieredsession.manager import SessionManager
 from tieredsession.merge import union
 from tieredsession.registry import open_manager
-from tieredsession.session import Session
 from tieredsession.settings import Settings
 
 _STRICTER = ("SESSION_COOKIE_NAME", "SESSION_COOKIE_SECURE", "SESSION_COOKIE_SAMESITE")
@@ -83,7 +87,6 @@ _SECRETS = ("SECRET_KEY", "SECRET_KEY_FALLBACKS")
 _NOT_OURS = frozenset({"SESSION_PROTECTION"})  # of Flask-Login
 
 _FLASHES = "_flashes"  # where flask.flash keeps messages
-_LOGIN = "_user_id"  # where Flask-Login keeps whose session it is
 
 _MARKUP = OwnType(
     64,
@@ -122,7 +125,12 @@ class TieredSession:
         self._overrides = overrides
         observers = tuple(observers)
         self._open = partial(
-            open_manager, store=store, observers=observers, clock=clock, own_types=[_MARKUP]
+            open_manager,
+            store=store,
+            observers=observers,
+            clock=clock,
+            own_types=[_MARKUP],
+            subclasses=True,
         )
         if app is not None:
             self.init_app(app)
@@ -135,9 +143,10 @@ class TieredSession:
         app.handle_exception = _Outages(app)  # type: ignore[assignment, method-assign]
 
 
-class FlaskSession(Session, SessionMixin):  # type: ignore[override]  # "new" is not for writing
+class FlaskSession(LoginSession, SessionMixin):  # type: ignore[override]  # "new" is not for writing
     """What ``flask.session`` stands for: a ``Session`` with the attributes that Flask knows."""
 
+    _login_key = "_user_id"  # Flask-Login's
     _through_flask = False
 
     @property
@@ -163,11 +172,6 @@ class FlaskSession(Session, SessionMixin):  # type: ignore[override]  # "new" is
         """Let the lifetime count from now if there is anything to save."""
         if self._state is not None and self.modified:
             self._state.restarted = True
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        if key == _LOGIN and self.get(key) != value:
-            self.renew(restart=True)
-        super().__setitem__(key, value)
 
 
 session = cast("FlaskSession", flask.session)

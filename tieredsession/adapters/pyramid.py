@@ -12,8 +12,8 @@ In an ini file each setting has its name in lower case behind ``session.``: ``se
 ``session.`` that is no setting stops the start. ``includeme`` also reads the environment,
 where a secret is better kept than in a file; the file goes before it.
 
-A login changes the id, a logout ends the session, beside Pyramid's own ``remember`` and
-``forget``, with ``SessionAuthenticationHelper`` or any other policy::
+A login has to change the id, or whoever had planted the old one would be logged in as well, and
+a logout ends the session, beside Pyramid's own ``remember`` and ``forget``::
 
     request.session.bind(userid)        # or renew(), if nobody asks for a user's sessions
     headers = remember(request, userid)
@@ -21,13 +21,18 @@ A login changes the id, a logout ends the session, beside Pyramid's own ``rememb
     headers = forget(request)
     request.session.invalidate()
 
+With ``SessionAuthenticationHelper``, unless it has another prefix than Pyramid's, ``remember`` does
+the first by itself, and after ``forget`` the session is nobody's; a ``bind`` in the same request
+goes before its name of the user.
+
 The manager, to list and to end a user's sessions, is ``factory.manager``; under ``include``,
 ``request.registry.getUtility(ISessionFactory).manager``.
 
 What differs from Pyramid's own ``SignedCookieSessionFactory``:
 
 - A session is not a ``dict`` but a ``MutableMapping``, and its keys are text: JSON would have
-  made text of other keys anyway. Values may be more than JSON knows.
+  made text of other keys anyway. Values may be more than JSON knows; of a subclass of what it
+  knows, such as an ``OrderedDict``, the plain value comes back, as with JSON.
 - A change inside a value is found without ``changed()``. ``changed()`` saves in any case.
 - ``invalidate()`` does not only empty the session: its cookie is deleted, and with a store on
   the server a copy of that opens nothing.
@@ -72,10 +77,9 @@ from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
 from tieredsession.cron import PurgeView
 from tieredsession.errors import ConfigurationError, HeadersSentError, StoreUnavailable
-from tieredsession.frontend import PlainHTTPWatch
+from tieredsession.frontend import LoginSession, PlainHTTPWatch
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
-from tieredsession.session import Session
 from tieredsession.settings import SETTINGS, Settings
 from tieredsession.state import CSRF, State
 from tieredsession.wsgi import is_finished
@@ -111,10 +115,12 @@ class SessionUnavailable(StoreUnavailable, HTTPServiceUnavailable):  # type: ign
 
 
 @implementer(ISession)
-class PyramidSession(Session):
+class PyramidSession(LoginSession):
     """A session with the methods of Pyramid's ``ISession``."""
 
     __slots__ = ("_last", "_manager", "_over")
+
+    _login_key = "auth.userid"  # of SessionAuthenticationHelper
 
     def __init__(self, manager: SessionManager, cookie_header: str | None) -> None:
         super().__init__(manager, cookie_header)
@@ -265,7 +271,7 @@ def session_factory(
         settings = _translate(settings)
     if not isinstance(settings, Settings) or overrides:
         settings = Settings(settings, **overrides)
-    manager = open_manager(settings, store=store, observers=observers, clock=clock)
+    manager = open_manager(settings, store=store, observers=observers, clock=clock, subclasses=True)
     return SessionFactory(manager, PlainHTTPWatch(settings))
 
 
