@@ -25,7 +25,7 @@ ORDER = (
     {"codec", "keyring", "envelope", "options", "session", "settings", "cookies", "merge"}
     | {"foreign", "importing", "marks", "pace", "state", "lifetimes", "moving", "principals"}
     | {"observers"},
-    {"registry", "manager", "purge", "testing", "oidc", "frontend"},
+    {"registry", "manager", "purge", "testing", "oidc", "frontend", "login"},
     {"cron"},
     {"wsgi"},
     {"adapters"},

@@ -77,7 +77,8 @@ from tieredsession.contracts import Observer, SessionStore
 from tieredsession.cookies import add_headers
 from tieredsession.cron import PurgeView
 from tieredsession.errors import ConfigurationError, HeadersSentError, StoreUnavailable
-from tieredsession.frontend import LoginSession, PlainHTTPWatch
+from tieredsession.frontend import PlainHTTPWatch
+from tieredsession.login import LoginSession
 from tieredsession.manager import SessionManager
 from tieredsession.registry import open_manager
 from tieredsession.settings import SETTINGS, Settings
