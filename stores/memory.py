@@ -46,7 +46,8 @@ class MemorySessionStore:
 
     def create(self, record: Record, now: float) -> Saved:
         token, key = self._ids.mint()
-        self._records[key] = record._replace(version=1)
+        with self._lock:  # for the walks below: a dict that grows cannot be walked
+            self._records[key] = record._replace(version=1)
         return Saved(token, 1)
 
     def update(self, token: str, record: Record, now: float) -> Saved:
