@@ -436,6 +436,23 @@ def test_a_renewal_whose_second_half_is_tried_again(site: Site) -> None:
     assert site.rows == 1
 
 
+@pytest.mark.server_stores
+def test_a_renewal_whose_second_half_failed_is_not_taken_back(site: Site) -> None:
+    """After that there is nothing to revert to: the session that was read is dead."""
+    browser = site.browser(a=1)
+
+    def view(session: Session) -> tuple[bool, float | None, dict[str, Any]]:
+        session.renew()
+        site.chaos.fail("create")
+        with pytest.raises(StoreUnavailable):
+            session.save()
+        session.revert()
+        return session.new, session.expires, dict(session)
+
+    assert browser.visit(view).result == (True, None, {})
+    assert site.rows == 0
+
+
 @pytest.mark.parametrize("step", ["create", "update", "renew"])
 def test_nothing_dies_for_what_cannot_be_stored(site: Site, step: str) -> None:
     """Data that no store can hold is refused before the old id is given up."""
@@ -493,6 +510,18 @@ def test_labels_follow_a_session(site: Site) -> None:
     assert renewed == ended
     assert len({first, other, renewed}) == 3
     assert all(label and len(label) == 12 for label in site.events.labels)
+
+
+@pytest.mark.server_stores
+def test_a_refusal_names_the_session(site: Site) -> None:
+    """Of an authentic id that is refused, observers are told which session it is."""
+    one, two = site.browser(), site.browser()
+    one.put(a=1)
+    two.put(a=1)
+    site.send(f"{site.header(one.cookie)}; {site.header(two.cookie)}")
+    assert site.events.reasons == ["ambiguous"]
+    first, _, refused = site.events.labels
+    assert refused == first
 
 
 def test_a_failure_is_told_without_data(site: Site) -> None:
