@@ -323,6 +323,20 @@ def test_finish_is_too_late_for_a_cookie() -> None:
     assert dict(manager.open("id=token")) == {"list": [1]}
 
 
+def test_a_login_that_comes_too_late() -> None:
+    """A login after the headers is refused as a whole: the old id does not become anybody's."""
+    store = OneRecord(A_ONE)
+    manager = _manager(store)
+    session = manager.open("id=token")
+    assert session["a"] == 1
+    manager.close(session)
+    with pytest.raises(HeadersSentError):
+        session.bind("ann", device="phone")
+    manager.finish(session)
+    assert (session.principal, dict(session)) == (None, {"a": 1})
+    assert store.record.principal is None
+
+
 def test_a_late_save_does_not_begin_a_session() -> None:
     """Saving a new session after the headers is an error, not a row without a cookie (R23)."""
     store = OneRecord()
@@ -587,6 +601,15 @@ def test_the_sessions_of_a_user(users: Site, clock: FakeClock) -> None:
     assert users.manager.sessions_of("nobody") == []
     clock.advance(10 * 24 * 3600)
     assert [info.device for info in users.manager.sessions_of("ann")] == ["old laptop"]
+
+
+@pytest.mark.server_stores
+def test_a_session_near_its_end_was_not_seen_before_it_began(make_site: MakeSite) -> None:
+    """Where an absolute limit cuts the lifetime, nobody was seen before the session began."""
+    site = make_site(SESSION_PRINCIPALS=True, SESSION_COOKIE_AGE=600, SESSION_ABSOLUTE_AGE=600)
+    _login(site, "ann").visit(lambda session: setattr(session, "lifetime", 3600))
+    (info,) = site.manager.sessions_of("ann")
+    assert info.last_seen == info.created == site.clock.now
 
 
 @pytest.mark.server_stores

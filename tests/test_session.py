@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from tieredsession import Session, UnstorableError
+from tieredsession.session import MAX_LIFETIME
 
 if TYPE_CHECKING:
     from conftest import Browser, MakeSite, Site
@@ -689,8 +690,11 @@ def test_a_principal_is_a_name(site: Site, principal: Any) -> None:
 
 @pytest.mark.parametrize(
     ("lifetime", "seconds"),
-    [(90, 90), (90.9, 90), (dt.timedelta(minutes=2), 120)],
-    ids=["int", "float", "timedelta"],
+    [
+        *((1, 1), (90, 90), (90.9, 90), (dt.timedelta(minutes=2), 120)),
+        (MAX_LIFETIME, MAX_LIFETIME),
+    ],
+    ids=["shortest", "int", "float", "timedelta", "longest"],
 )
 def test_lifetime_in_seconds_or_as_a_timedelta(site: Site, lifetime: Any, seconds: int) -> None:
     """A session's own lifetime is what it was set to, and counts at once (lineage 71)."""
