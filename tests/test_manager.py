@@ -467,6 +467,23 @@ def test_a_renewal_whose_second_half_failed_is_not_taken_back(site: Site) -> Non
     assert site.rows == 0
 
 
+@pytest.mark.parametrize("end", [Session.clear, Session.destroy], ids=["clear", "destroy"])
+def test_what_follows_a_session_has_a_beginning_of_its_own(site: Site, end: Step) -> None:
+    """A session that begins after the one before was ended and saved began then, not earlier."""
+    browser = site.browser(a=1)
+    site.clock.advance(3600)
+
+    def view(session: Session) -> float | None:
+        end(session)
+        session.save()
+        created = session.created
+        session["b"] = 2
+        return created
+
+    assert browser.visit(view).result is None
+    assert site.open(browser).created == int(site.clock())
+
+
 @pytest.mark.parametrize("step", ["create", "update", "renew"])
 def test_nothing_dies_for_what_cannot_be_stored(site: Site, step: str) -> None:
     """Data that no store can hold is refused before the old id is given up."""

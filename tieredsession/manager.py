@@ -392,8 +392,7 @@ class SessionManager:
             if not state.ended:
                 raise
         self._emit(events.SessionEnded, token)
-        state.token = state.record = None
-        state.settle()
+        state.token = state.record = state.created = None
         state.set_cookie = self.cookie.expire()
         if state.moving is not None:
             state.moving.is_over = True
