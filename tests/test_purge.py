@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from math import inf, nan
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -409,6 +410,13 @@ def test_a_run_over_a_slow_store_ends(after: FakeClock) -> None:
     assert report.oldest_expired_age is None
 
 
+def test_the_oldest_of_all_is_told(after: FakeClock) -> None:
+    """Of several shards in which rows are left, the oldest row of all counts."""
+    store = _full(Shards(), 4)
+    for _ in range(10):  # whose order is another each time
+        assert purge(store, clock=after, budget=0.0).oldest_expired_age == DAY
+
+
 def test_the_oldest_of_some_is_not_told(after: FakeClock) -> None:
     """If not every shard can be asked for its oldest row in time, none is taken for the oldest."""
     store, timer = _full(Shards()), Timer()
@@ -551,9 +559,11 @@ def test_a_run_begins_at_the_watermark(after: FakeClock) -> None:
     purge(store, clock=after)
     assert {since for _, since in store.since} == {NOW + DAY - GRACE}
     below = store.add(8, NOW + 60)
-    purge(store, clock=after)
-    assert below in store.rows
-    after.advance(DAY)
+    for _ in range(22):
+        purge(store, clock=after)
+        assert below in store.rows
+        after.advance(HOUR)
+    after.advance(HOUR)
     report = purge(store, clock=after)
     assert report.deleted >= 1
     assert below not in store.rows
@@ -834,6 +844,17 @@ def test_a_run_keeps_to_the_pace_of_the_store(after: FakeClock) -> None:
     timer.slept = 0.0
     purge(store, clock=after, timer=timer, sleep=timer.sleep)
     assert timer.slept >= 30.0
+
+
+def test_a_store_with_a_pace_and_without_notes(after: FakeClock) -> None:
+    """A store that has a rate and keeps no notes is swept at that rate, anew each time."""
+    full, timer = _full(Shards(rate=100.0), 4000), Timer()
+    store = SimpleNamespace(
+        shards=full.shards, sweep_rate=full.sweep_rate, sweep=full.sweep, oldest=full.oldest
+    )
+    report = purge(store, clock=after, timer=timer, sleep=timer.sleep)
+    assert (report.completed, full.rows) == (True, {})
+    assert 30.0 <= timer.slept <= 40.0
 
 
 def test_without_a_ramp_nobody_waits(after: FakeClock) -> None:
