@@ -53,6 +53,7 @@ def test_the_expired_go_and_the_live_stay(site: Site, clock: FakeClock) -> None:
     clock.advance(IDLE - HOUR + GRACE + 1)
     report = purge(site.real_store, clock=clock)
     assert (report.deleted, report.completed, report.oldest_expired_age) == (5, True, None)
+    assert (report.scanned, report.spared, report.odd) == (5, 0, 0)
     assert site.rows == 1
     clock.advance(-GRACE - 2)
     assert live.data() == {"a": 1}
@@ -99,6 +100,8 @@ def test_a_dry_run_with_a_limit(site: Site, clock: FakeClock) -> None:
     clock.advance(LATER)
     report = purge(site.real_store, clock=clock, limit=3, dry_run=True)
     assert (report.deleted, report.completed, site.rows) == (3, False, 7)
+    report = purge(site.real_store, clock=clock, limit=9, dry_run=True)
+    assert (report.deleted, report.completed, site.rows) == (7, True, 7)
 
 
 @pytest.mark.parametrize("grace", [-1.0, -inf, nan])
@@ -391,12 +394,19 @@ def test_a_budget(after: FakeClock) -> None:
     store.plan = lambda call, _: timer.sleep(30.0) if call == "sweep" else None
     first = purge(store, clock=after, budget=59.0, timer=timer)
     assert (first.shards_done, first.deleted, first.completed) == (2, 20, False)
-    assert first.seconds == 60.0
+    assert (first.seconds, first.rate) == (60.0, 20 / 60)
     assert first.oldest_expired_age is not None
     assert DAY - 40 < first.oldest_expired_age <= DAY
     after.advance(HOUR)
     second = purge(store, clock=after, budget=1000.0, timer=timer)
-    assert (second.completed, store.sessions) == (True, [])
+    assert (second.completed, second.seconds, store.sessions) == (True, 120.0, [])
+
+
+def test_a_limit_over_several_shards(after: FakeClock) -> None:
+    """A limit is for the whole run, however many shards it visits."""
+    store = _full(Shards())
+    report = purge(store, clock=after, limit=15)
+    assert (report.deleted, len(store.sessions), report.completed) == (15, 25, False)
 
 
 def test_a_run_over_a_slow_store_ends(after: FakeClock) -> None:
@@ -758,11 +768,14 @@ def test_a_canary_is_not_yet_due(after: FakeClock) -> None:
 
 
 def test_a_canary_whose_note_is_lost(after: FakeClock) -> None:
-    """A canary that nobody has noted down is no alarm."""
+    """A canary that nobody has noted down is no alarm, unless the next run finds it as well."""
     store = Shards()
     purge(store, clock=after)
     store.notes.clear()
     assert purge(store, clock=after).stuck == 0
+    store.stale = True
+    after.advance(HOUR)
+    assert purge(store, clock=after).stuck == 4
 
 
 def test_progress(after: FakeClock) -> None:
