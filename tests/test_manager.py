@@ -724,6 +724,15 @@ def test_a_device_that_cannot_be_kept(site: Site) -> None:
     assert not session.modified
 
 
+def test_a_name_that_cannot_be_kept(site: Site) -> None:
+    """A login under a name that no store can hold is refused at once, and is no login."""
+    session = site.open(site.browser(a=1))
+    with pytest.raises(UnstorableError, match="principal"):
+        session.bind("ann\ud800")
+    assert session.principal is None
+    assert not session.modified
+
+
 # -- the size of the cookie -----------------------------------------------------------
 
 
