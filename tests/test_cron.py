@@ -501,3 +501,19 @@ def test_the_page_does_not_touch_the_session() -> None:
     assert answer.status_code == 403
     assert "Set-Cookie" not in answer.headers
     assert store.calls == []
+
+
+def test_the_observers_of_a_site_are_its_purges(make_site: MakeSite) -> None:
+    """Whoever watches a site, given as any iterable, is told of its sessions and its purge."""
+    site = make_site()
+    events: list[Event] = []
+    settings = {"SECRET_KEY": SECRET, "SESSION_PURGE_TOKEN": TOKEN, "SESSION_PURGE_URL": URL}
+    observers = (observer for observer in [events.append])
+    middleware = SessionMiddleware(
+        _inner, settings, store=site.real_store, observers=observers, clock=site.clock
+    )
+    session = middleware.manager.open(None)
+    session["a"] = 1
+    middleware.manager.close(session)
+    Client(middleware).get(URL)
+    assert [type(event).__name__ for event in events] == ["SessionCreated", "PurgeRefused"]

@@ -891,6 +891,7 @@ def test_without_a_ramp_nobody_waits(after: FakeClock) -> None:
         b'{"at": 1800086400, "rate": NaN, "held": 1}',
         b'{"at": NaN, "rate": 500, "held": 1}',
         b'{"at": 1%s, "rate": 500, "held": 1}' % (b"0" * 400),
+        b'{"at": %s}' % (b"[" * 100_000),
     ],
 )
 def test_a_wrong_note_of_the_pace(data: bytes, after: FakeClock) -> None:
