@@ -402,3 +402,13 @@ def test_old_secrets_open() -> None:
     rotated = {"SECRET_KEY": new, "SECRET_KEY_FALLBACKS": [old]}
     assert open_manager(Settings(rotated)).open(cookie)["x"] == 1
     assert open_manager(Settings({"SECRET_KEY": new})).open(cookie).new
+
+
+def test_observers_of_any_kind() -> None:
+    """Observers that can be looked at once are told by the store and by the manager alike."""
+    events: list[Event] = []
+    manager = open_manager(make(**MEMORY), observers=(one for one in [events.append]))
+    session = manager.open("__Host-id=nonsense")
+    session["a"] = 1
+    manager.close(session)
+    assert [type(event) for event in events] == [TokenRefused, SessionCreated]
