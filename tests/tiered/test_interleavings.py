@@ -449,9 +449,8 @@ class NoLease(TieredSessionStore):
 
     def _fill(
         self, key: str, lease: bytes, handle: Handle | None, value: bytes, ttl: float
-    ) -> bool:
+    ) -> None:
         self.cache.set(key, value, ttl)
-        return True
 
 
 class NoSecondLock(TieredSessionStore):
@@ -482,9 +481,8 @@ class PublishAlways(TieredSessionStore):
 
     def _publish(
         self, key: str, lock: bytes, handle: Handle | None, value: bytes, ttl: float
-    ) -> bool:
+    ) -> None:
         self.cache.set(key, value, ttl)
-        return True
 
 
 class NoCondition(MemorySessionStore):
