@@ -106,6 +106,7 @@ def test_cron_of_app_engine(cron: Cron, environ: dict[str, str], name: str, meth
     report = response.get_json()
     assert (report["deleted"], report["completed"]) == (1, True)
     assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Content-Length"] == str(len(response.data))
     assert cron.site.rows == 0
     (event,) = cron.events
     assert isinstance(event, Purged)
@@ -127,6 +128,13 @@ def test_a_stranger_on_app_engine(
 
 
 # -- a shared secret ------------------------------------------------------------------
+
+
+def test_a_credential_that_is_no_text_of_wsgi() -> None:
+    """Whatever a server of another kind makes of a header, a wrong credential is refused."""
+    settings = Settings({"SECRET_KEY": SECRET, "SESSION_PURGE_TOKEN": TOKEN})
+    status, _, _ = PurgeView(object(), settings).answer("GET", "Bearer \u20ac", "")
+    assert status == "403 Forbidden"
 
 
 def test_the_token(cron: Cron) -> None:

@@ -449,8 +449,9 @@ class NoLease(TieredSessionStore):
 
     def _fill(
         self, key: str, lease: bytes, handle: Handle | None, value: bytes, ttl: float
-    ) -> None:
+    ) -> bool:
         self.cache.set(key, value, ttl)
+        return True
 
 
 class NoSecondLock(TieredSessionStore):
