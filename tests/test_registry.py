@@ -467,3 +467,13 @@ def test_observers_of_any_kind() -> None:
     session["a"] = 1
     manager.close(session)
     assert [type(event) for event in events] == [TokenRefused, SessionCreated]
+
+
+def test_cookies_are_compressed_where_that_is_said() -> None:
+    """With SESSION_COOKIE_COMPRESS a text of many repetitions takes a fraction of the cookie."""
+    large = RECORD._replace(payload=b"word " * 200)
+    plain, short = (
+        len(open_store(make(SESSION_COOKIE_COMPRESS=compress)).create(large, NOW).token)
+        for compress in (False, True)
+    )
+    assert short < plain / 4
