@@ -59,7 +59,8 @@ class Breaker:
         """A call was answered."""
         with self._lock:
             self._failures = 0
-            self._settle()
+            # A late answer to a call from before it opened says nothing of the server.
+            self.is_calm = self._closed and not self._missed
 
     def failed(self, error: CacheError) -> float | None:
         """A call failed; the seconds for which the breaker opens now, if it does."""
@@ -110,7 +111,6 @@ class Breaker:
         with self._lock:
             if self._missed.get(key) == serial:
                 del self._missed[key]
-            self._settle()
 
     def take_overflow(self) -> bool:
         """Whether more was missed than could be remembered; asked once."""
@@ -124,7 +124,3 @@ class Breaker:
             self._failures = 0
             self._probing = False
             self._closed = True
-            self._settle()
-
-    def _settle(self) -> None:
-        self.is_calm = self._closed and not self._failures and not self._missed

@@ -280,7 +280,7 @@ class SQLiteSessionStore:
                 # It may be in the middle of something: it is not used again.
                 connection.close()
                 raise
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.Error as error:
             raise self._failed(error) from error
         self._idle.append(connection)
         return answer

@@ -333,26 +333,25 @@ class TieredSessionStore:
 
     def _publish(
         self, key: str, lock: bytes, handle: Handle | None, value: bytes, ttl: float
-    ) -> bool:
+    ) -> None:
         """Show *value* in the slot, unless somebody else's turn has come since the LOCK."""
         if handle is not None and self.cache.replace(key, handle, value, ttl):
-            return True
+            return
         for _ in range(_PUBLISH_TRIES):
             entry = self.cache.get(key)
             if entry is None:
-                return False  # forgotten: adding now could overtake a later delete
+                return  # forgotten: adding now could overtake a later delete
             kind = entry.value[:1]
             older = kind == b"V" and entry.value[1 : 1 + _VERSION] < value[1 : 1 + _VERSION]
             if entry.value == lock or older:
                 if self.cache.replace(key, entry.handle, value, ttl):
-                    return True
+                    return
             elif kind in (b"", b"E"):
                 # A reader is filling, and what it has read may be older than this write.
                 if self.cache.replace(key, entry.handle, lock, _LOCK_TTL):
-                    return False
+                    return
             else:
-                return False  # another writer's LOCK, or something newer
-        return False
+                return  # another writer's LOCK, or something newer
 
     def _value(self, key: str, record: Record, version: int, now: float) -> bytes | None:
         """The ``V`` of *record*, or ``None`` if it is too large for the cache."""

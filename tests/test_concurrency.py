@@ -117,6 +117,15 @@ def test_two_writers(site: Site, name: str) -> None:
     assert [event.keys for event in site.events.of(SessionMerged)] == [contested]
 
 
+def test_a_merge_names_the_session(site: Site) -> None:
+    """Observers are told which session was merged."""
+    browser = site.browser(a=1)
+    overlap(site, browser, put(b=1), put(c=1))
+    (merged,) = site.events.of(SessionMerged)
+    assert merged.session is not None
+    assert merged.session == site.store.label(browser.cookie)
+
+
 def test_three_writers(site: Site) -> None:
     """A writer who is overtaken twice merges with both."""
     browser = site.browser(a=1)

@@ -106,6 +106,7 @@ def test_cron_of_app_engine(cron: Cron, environ: dict[str, str], name: str, meth
     report = response.get_json()
     assert (report["deleted"], report["completed"]) == (1, True)
     assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Content-Length"] == str(len(response.data))
     assert cron.site.rows == 0
     (event,) = cron.events
     assert isinstance(event, Purged)
@@ -127,6 +128,13 @@ def test_a_stranger_on_app_engine(
 
 
 # -- a shared secret ------------------------------------------------------------------
+
+
+def test_a_credential_that_is_no_text_of_wsgi() -> None:
+    """Whatever a server of another kind makes of a header, a wrong credential is refused."""
+    settings = Settings({"SECRET_KEY": SECRET, "SESSION_PURGE_TOKEN": TOKEN})
+    status, _, _ = PurgeView(object(), settings).answer("GET", "Bearer \u20ac", "")
+    assert status == "403 Forbidden"
 
 
 def test_the_token(cron: Cron) -> None:
@@ -550,3 +558,19 @@ def test_the_page_does_not_touch_the_session() -> None:
     assert answer.status_code == 403
     assert "Set-Cookie" not in answer.headers
     assert store.calls == []
+
+
+def test_the_observers_of_a_site_are_its_purges(make_site: MakeSite) -> None:
+    """Whoever watches a site, given as any iterable, is told of its sessions and its purge."""
+    site = make_site()
+    events: list[Event] = []
+    settings = {"SECRET_KEY": SECRET, "SESSION_PURGE_TOKEN": TOKEN, "SESSION_PURGE_URL": URL}
+    observers = (observer for observer in [events.append])
+    middleware = SessionMiddleware(
+        _inner, settings, store=site.real_store, observers=observers, clock=site.clock
+    )
+    session = middleware.manager.open(None)
+    session["a"] = 1
+    middleware.manager.close(session)
+    Client(middleware).get(URL)
+    assert [type(event).__name__ for event in events] == ["SessionCreated", "PurgeRefused"]

@@ -744,6 +744,12 @@ def test_what_is_no_cookie_of_theirs(make_site: MakeSite, value: str, reason: st
 
 
 @pytest.mark.any_store
+def test_a_refusal_that_nobody_watches() -> None:
+    """Nobody has to observe a site for a foreign cookie to be refused."""
+    site = Settings({"SECRET_KEY": KEY, "SESSION_IMPORT_FROM": [source("flask")]})
+    assert dict(open_manager(site).open("session=nonsense")) == {}
+
+
 def test_two_different_ones_are_none(make_site: MakeSite) -> None:
     """Of two valid and different cookies of one name, none is taken over, whatever their order."""
     one, two = (flask_cookie({"user_id": number}) for number in (1, 2))
@@ -771,6 +777,20 @@ def test_a_session_of_ours_goes_first(make_site: MakeSite) -> None:
     assert visit.set_cookies == []
     assert site.calls == ["load"]
     assert refusals(site) == ["superseded"]
+
+
+@pytest.mark.any_store
+def test_a_late_change_beside_a_foreign_cookie(make_site: MakeSite) -> None:
+    """What changes in our session after the headers is saved, whatever cookie came along."""
+    site = moving(make_site, source("flask"))
+    browser = site.browser(list=[])
+    header = f"{site.header(browser.cookie)}; session={flask_cookie(DATA)}"
+    session = site.manager.open(header)
+    changing = session["list"]
+    site.manager.close(session)
+    changing.append(1)
+    site.manager.finish(session)
+    assert browser.data() == {"list": [1]}
 
 
 @pytest.mark.one_of_each
@@ -821,6 +841,22 @@ def test_a_dead_session_of_ours_is_none(make_site: MakeSite, clock: FakeClock) -
     assert browser.data() == DATA
     assert browser.data() == DATA
     assert site.rows >= 1
+
+
+@pytest.mark.one_of_each
+@pytest.mark.parametrize("foreign", [None, "nonsense"])
+def test_a_dead_session_of_ours_and_nothing_to_import(
+    make_site: MakeSite, clock: FakeClock, foreign: str | None
+) -> None:
+    """A dead cookie of ours is deleted, too, where another framework's is looked for in vain."""
+    site = moving(make_site, source("flask"))
+    browser = site.browser(user_id=1)
+    clock.advance(15 * DAY)
+    if foreign is not None:
+        browser.client.set_cookie("session", foreign)
+    visit = browser.visit(dict)
+    assert visit.result == {}
+    assert visit.set_cookie.startswith(f"{site.cookie_name}=;")
 
 
 @pytest.mark.any_store

@@ -323,6 +323,20 @@ def test_finish_is_too_late_for_a_cookie() -> None:
     assert dict(manager.open("id=token")) == {"list": [1]}
 
 
+def test_a_login_that_comes_too_late() -> None:
+    """A login after the headers is refused as a whole: the old id does not become anybody's."""
+    store = OneRecord(A_ONE)
+    manager = _manager(store)
+    session = manager.open("id=token")
+    assert session["a"] == 1
+    manager.close(session)
+    with pytest.raises(HeadersSentError):
+        session.bind("ann", device="phone")
+    manager.finish(session)
+    assert (session.principal, dict(session)) == (None, {"a": 1})
+    assert store.record.principal is None
+
+
 def test_a_late_save_does_not_begin_a_session() -> None:
     """Saving a new session after the headers is an error, not a row without a cookie (R23)."""
     store = OneRecord()
@@ -436,6 +450,40 @@ def test_a_renewal_whose_second_half_is_tried_again(site: Site) -> None:
     assert site.rows == 1
 
 
+@pytest.mark.server_stores
+def test_a_renewal_whose_second_half_failed_is_not_taken_back(site: Site) -> None:
+    """After that there is nothing to revert to: the session that was read is dead."""
+    browser = site.browser(a=1)
+
+    def view(session: Session) -> tuple[bool, float | None, dict[str, Any]]:
+        session.renew()
+        site.chaos.fail("create")
+        with pytest.raises(StoreUnavailable):
+            session.save()
+        session.revert()
+        return session.new, session.expires, dict(session)
+
+    assert browser.visit(view).result == (True, None, {})
+    assert site.rows == 0
+
+
+@pytest.mark.parametrize("end", [Session.clear, Session.destroy], ids=["clear", "destroy"])
+def test_what_follows_a_session_has_a_beginning_of_its_own(site: Site, end: Step) -> None:
+    """A session that begins after the one before was ended and saved began then, not earlier."""
+    browser = site.browser(a=1)
+    site.clock.advance(3600)
+
+    def view(session: Session) -> float | None:
+        end(session)
+        session.save()
+        created = session.created
+        session["b"] = 2
+        return created
+
+    assert browser.visit(view).result is None
+    assert site.open(browser).created == int(site.clock())
+
+
 @pytest.mark.parametrize("step", ["create", "update", "renew"])
 def test_nothing_dies_for_what_cannot_be_stored(site: Site, step: str) -> None:
     """Data that no store can hold is refused before the old id is given up."""
@@ -493,6 +541,18 @@ def test_labels_follow_a_session(site: Site) -> None:
     assert renewed == ended
     assert len({first, other, renewed}) == 3
     assert all(label and len(label) == 12 for label in site.events.labels)
+
+
+@pytest.mark.server_stores
+def test_a_refusal_names_the_session(site: Site) -> None:
+    """Of an authentic id that is refused, observers are told which session it is."""
+    one, two = site.browser(), site.browser()
+    one.put(a=1)
+    two.put(a=1)
+    site.send(f"{site.header(one.cookie)}; {site.header(two.cookie)}")
+    assert site.events.reasons == ["ambiguous"]
+    first, _, refused = site.events.labels
+    assert refused == first
 
 
 def test_a_failure_is_told_without_data(site: Site) -> None:
@@ -558,6 +618,15 @@ def test_the_sessions_of_a_user(users: Site, clock: FakeClock) -> None:
     assert users.manager.sessions_of("nobody") == []
     clock.advance(10 * 24 * 3600)
     assert [info.device for info in users.manager.sessions_of("ann")] == ["old laptop"]
+
+
+@pytest.mark.server_stores
+def test_a_session_near_its_end_was_not_seen_before_it_began(make_site: MakeSite) -> None:
+    """Where an absolute limit cuts the lifetime, nobody was seen before the session began."""
+    site = make_site(SESSION_PRINCIPALS=True, SESSION_COOKIE_AGE=600, SESSION_ABSOLUTE_AGE=600)
+    _login(site, "ann").visit(lambda session: setattr(session, "lifetime", 3600))
+    (info,) = site.manager.sessions_of("ann")
+    assert info.last_seen == info.created == site.clock.now
 
 
 @pytest.mark.server_stores
@@ -678,6 +747,15 @@ def test_a_device_that_cannot_be_kept(site: Site) -> None:
     device: Any = object()
     with pytest.raises(TypeError, match="_device"):
         session.bind("ann", device=device)
+    assert session.principal is None
+    assert not session.modified
+
+
+def test_a_name_that_cannot_be_kept(site: Site) -> None:
+    """A login under a name that no store can hold is refused at once, and is no login."""
+    session = site.open(site.browser(a=1))
+    with pytest.raises(UnstorableError, match="principal"):
+        session.bind("ann\ud800")
     assert session.principal is None
     assert not session.modified
 

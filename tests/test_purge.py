@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from math import inf, nan
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,6 +53,7 @@ def test_the_expired_go_and_the_live_stay(site: Site, clock: FakeClock) -> None:
     clock.advance(IDLE - HOUR + GRACE + 1)
     report = purge(site.real_store, clock=clock)
     assert (report.deleted, report.completed, report.oldest_expired_age) == (5, True, None)
+    assert (report.scanned, report.spared, report.odd) == (5, 0, 0)
     assert site.rows == 1
     clock.advance(-GRACE - 2)
     assert live.data() == {"a": 1}
@@ -98,6 +100,8 @@ def test_a_dry_run_with_a_limit(site: Site, clock: FakeClock) -> None:
     clock.advance(LATER)
     report = purge(site.real_store, clock=clock, limit=3, dry_run=True)
     assert (report.deleted, report.completed, site.rows) == (3, False, 7)
+    report = purge(site.real_store, clock=clock, limit=9, dry_run=True)
+    assert (report.deleted, report.completed, site.rows) == (7, True, 7)
 
 
 @pytest.mark.parametrize("grace", [-1.0, -inf, nan])
@@ -390,12 +394,19 @@ def test_a_budget(after: FakeClock) -> None:
     store.plan = lambda call, _: timer.sleep(30.0) if call == "sweep" else None
     first = purge(store, clock=after, budget=59.0, timer=timer)
     assert (first.shards_done, first.deleted, first.completed) == (2, 20, False)
-    assert first.seconds == 60.0
+    assert (first.seconds, first.rate) == (60.0, 20 / 60)
     assert first.oldest_expired_age is not None
     assert DAY - 40 < first.oldest_expired_age <= DAY
     after.advance(HOUR)
     second = purge(store, clock=after, budget=1000.0, timer=timer)
-    assert (second.completed, store.sessions) == (True, [])
+    assert (second.completed, second.seconds, store.sessions) == (True, 120.0, [])
+
+
+def test_a_limit_over_several_shards(after: FakeClock) -> None:
+    """A limit is for the whole run, however many shards it visits."""
+    store = _full(Shards())
+    report = purge(store, clock=after, limit=15)
+    assert (report.deleted, len(store.sessions), report.completed) == (15, 25, False)
 
 
 def test_a_run_over_a_slow_store_ends(after: FakeClock) -> None:
@@ -407,6 +418,13 @@ def test_a_run_over_a_slow_store_ends(after: FakeClock) -> None:
     assert not report.completed
     assert report.seconds == timer.now <= 70.0 + 5 * 20.0
     assert report.oldest_expired_age is None
+
+
+def test_the_oldest_of_all_is_told(after: FakeClock) -> None:
+    """Of several shards in which rows are left, the oldest row of all counts."""
+    store = _full(Shards(), 4)
+    for _ in range(10):  # whose order is another each time
+        assert purge(store, clock=after, budget=0.0).oldest_expired_age == DAY
 
 
 def test_the_oldest_of_some_is_not_told(after: FakeClock) -> None:
@@ -551,9 +569,11 @@ def test_a_run_begins_at_the_watermark(after: FakeClock) -> None:
     purge(store, clock=after)
     assert {since for _, since in store.since} == {NOW + DAY - GRACE}
     below = store.add(8, NOW + 60)
-    purge(store, clock=after)
-    assert below in store.rows
-    after.advance(DAY)
+    for _ in range(22):
+        purge(store, clock=after)
+        assert below in store.rows
+        after.advance(HOUR)
+    after.advance(HOUR)
     report = purge(store, clock=after)
     assert report.deleted >= 1
     assert below not in store.rows
@@ -748,11 +768,14 @@ def test_a_canary_is_not_yet_due(after: FakeClock) -> None:
 
 
 def test_a_canary_whose_note_is_lost(after: FakeClock) -> None:
-    """A canary that nobody has noted down is no alarm."""
+    """A canary that nobody has noted down is no alarm, unless the next run finds it as well."""
     store = Shards()
     purge(store, clock=after)
     store.notes.clear()
     assert purge(store, clock=after).stuck == 0
+    store.stale = True
+    after.advance(HOUR)
+    assert purge(store, clock=after).stuck == 4
 
 
 def test_progress(after: FakeClock) -> None:
@@ -824,16 +847,29 @@ def test_a_run_keeps_to_the_pace_of_the_store(after: FakeClock) -> None:
     assert kept["rate"] == 100.0
     assert 25.0 <= kept["held"] <= 40.0
     store.notes["purge-pace"] = Note(json.dumps({**kept, "rate": 1000.0}).encode(), 9)
-    _full(store, 4000)
+    for number in range(4000):
+        store.add(number, after() - GRACE + 30)
     after.advance(60.0)
     timer.slept = 0.0
-    purge(store, clock=after, timer=timer, sleep=timer.sleep)
-    assert timer.slept < 5.0
+    second = purge(store, clock=after, timer=timer, sleep=timer.sleep)
+    assert second.deleted >= 4000
+    assert 3.0 <= timer.slept < 5.0
     _full(store, 4000)
     after.advance(DAY)
     timer.slept = 0.0
     purge(store, clock=after, timer=timer, sleep=timer.sleep)
     assert timer.slept >= 30.0
+
+
+def test_a_store_with_a_pace_and_without_notes(after: FakeClock) -> None:
+    """A store that has a rate and keeps no notes is swept at that rate, anew each time."""
+    full, timer = _full(Shards(rate=100.0), 4000), Timer()
+    store = SimpleNamespace(
+        shards=full.shards, sweep_rate=full.sweep_rate, sweep=full.sweep, oldest=full.oldest
+    )
+    report = purge(store, clock=after, timer=timer, sleep=timer.sleep)
+    assert (report.completed, full.rows) == (True, {})
+    assert 30.0 <= timer.slept <= 40.0
 
 
 def test_without_a_ramp_nobody_waits(after: FakeClock) -> None:
@@ -855,6 +891,7 @@ def test_without_a_ramp_nobody_waits(after: FakeClock) -> None:
         b'{"at": 1800086400, "rate": NaN, "held": 1}',
         b'{"at": NaN, "rate": 500, "held": 1}',
         b'{"at": 1%s, "rate": 500, "held": 1}' % (b"0" * 400),
+        b'{"at": %s}' % (b"[" * 100_000),
     ],
 )
 def test_a_wrong_note_of_the_pace(data: bytes, after: FakeClock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -13,17 +14,24 @@ from typing import Any
 import pytest
 
 from tieredsession.codec import MsgpackCodec
-from tieredsession.contracts import Record, SessionStore
-from tieredsession.errors import ConfigurationError, MissingDependencyError, UnstorableError
+from tieredsession.contracts import Handle, Record, SessionStore
+from tieredsession.errors import (
+    CacheError,
+    ConfigurationError,
+    MissingDependencyError,
+    StoreUnavailable,
+    UnstorableError,
+)
 from tieredsession.events import Event, SessionCreated, TokenRefused
 from tieredsession.merge import counter
 from tieredsession.options import StoreOptions
-from tieredsession.registry import CACHES, open_cache, open_manager, open_store
+from tieredsession.registry import CACHES, SERVER_STORES, open_cache, open_manager, open_store
 from tieredsession.settings import Settings
 from tieredsession.stores.hybrid import HybridSessionStore
 from tieredsession.stores.memory import MemorySessionStore
+from tieredsession.stores.memory_cache import MemoryCache
 from tieredsession.stores.tiered import TieredSessionStore
-from tieredsession.testing import FakeClock
+from tieredsession.testing import Chaos, FakeClock
 from tieredsession.tokens import decode_base64
 
 NOW = 1_800_000_000.0
@@ -200,6 +208,45 @@ def test_a_cache_goes_in_front_of_a_store(
     assert store.load(saved.token, NOW) == RECORD._replace(version=saved.version)
 
 
+class NotingCache(MemoryCache):
+    """Notes for how long the sessions in it are to stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ttls: list[float] = []
+
+    def set(self, key: str, value: bytes, ttl: float) -> Handle | None:
+        self.ttls.append(ttl)
+        return super().set(key, value, ttl)
+
+
+def test_how_long_a_session_is_cached(
+    sqlite: dict[str, Any], open_one: Callable[[Settings], Any]
+) -> None:
+    """SESSION_CACHE_AGE is how long a session stays in the cache, give or take a tenth."""
+    store = open_one(make(**sqlite, SESSION_CACHE_URL="memory://", SESSION_CACHE_AGE=100))
+    store.cache = NotingCache()
+    store.create(RECORD, NOW)
+    (ttl,) = store.cache.ttls
+    assert 90 <= ttl <= 100
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_logout_that_the_cache_is_not_told_of(
+    sqlite: dict[str, Any], open_one: Callable[[Settings], Any], strict: bool
+) -> None:
+    """With SESSION_STRICT_LOGOUT, and only with it, such a logout is not acknowledged."""
+    given = {"SESSION_CACHE_URL": "memory://", "SESSION_STRICT_LOGOUT": strict}
+    store = open_one(make(**sqlite, **given))
+    saved = store.create(RECORD, NOW)
+    chaos = Chaos(CacheError)
+    store.cache = chaos.wrap(store.cache)
+    chaos.down()
+    with pytest.raises(StoreUnavailable) if strict else nullcontext():
+        store.delete(saved.token, NOW, saved.version)
+    assert store.durable.load(saved.token, NOW) is None
+
+
 @pytest.mark.parametrize("cache", [None, "memory://"])
 def test_a_hybrid_store(
     sqlite: dict[str, Any], open_one: Callable[[Settings], Any], cache: str | None
@@ -229,6 +276,14 @@ def test_a_hybrid_store_of_a_long_path(
         reply = manager.close(session)
         assert reply is not None
         assert manager.open(pair(reply.set_cookie))["x"] == size * "x"
+
+
+def test_the_server_of_a_hybrid_store_is_datastore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hybrid store whose server nobody names has Datastore."""
+    monkeypatch.setitem(SERVER_STORES, "datastore", f"{STORES}.MemorySessionStore")
+    store = open_store(make(SESSION_STORE=f"{STORES}.HybridSessionStore"))
+    assert isinstance(store, HybridSessionStore)
+    assert isinstance(store.server, MemorySessionStore)
 
 
 def test_a_hybrid_store_over_nothing_known() -> None:
@@ -402,3 +457,23 @@ def test_old_secrets_open() -> None:
     rotated = {"SECRET_KEY": new, "SECRET_KEY_FALLBACKS": [old]}
     assert open_manager(Settings(rotated)).open(cookie)["x"] == 1
     assert open_manager(Settings({"SECRET_KEY": new})).open(cookie).new
+
+
+def test_observers_of_any_kind() -> None:
+    """Observers that can be looked at once are told by the store and by the manager alike."""
+    events: list[Event] = []
+    manager = open_manager(make(**MEMORY), observers=(one for one in [events.append]))
+    session = manager.open("__Host-id=nonsense")
+    session["a"] = 1
+    manager.close(session)
+    assert [type(event) for event in events] == [TokenRefused, SessionCreated]
+
+
+def test_cookies_are_compressed_where_that_is_said() -> None:
+    """With SESSION_COOKIE_COMPRESS a text of many repetitions takes a fraction of the cookie."""
+    large = RECORD._replace(payload=b"word " * 200)
+    plain, short = (
+        len(open_store(make(SESSION_COOKIE_COMPRESS=compress)).create(large, NOW).token)
+        for compress in (False, True)
+    )
+    assert short < plain / 4

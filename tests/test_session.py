@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import pickle
+from collections.abc import Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from uuid import UUID
 import pytest
 
 from tieredsession import Session, UnstorableError
+from tieredsession.session import MAX_LIFETIME
 
 if TYPE_CHECKING:
     from conftest import Browser, MakeSite, Site
@@ -336,6 +338,33 @@ def test_what_else_is_a_change(site: Site, step: Any) -> None:
     assert session.modified
     session.save()
     assert not session.modified
+
+
+LOOKS: dict[str, Callable[[Session, Site], Any]] = {
+    "get": lambda session, site: session.get("a"),
+    "item": lambda session, site: session["a"],
+    "in": lambda session, site: "a" in session,
+    "iter": lambda session, site: list(session),
+    "len": lambda session, site: len(session),
+    "copy": lambda session, site: session.copy(),
+    "new": lambda session, site: session.new,
+    "created": lambda session, site: session.created,
+    "expires": lambda session, site: session.expires,
+    "principal": lambda session, site: session.principal,
+    "sessions": lambda session, site: site.manager.sessions_of("ann", session),
+    "end_all": lambda session, site: site.manager.end_all("ann", keep=session),
+}
+
+
+@pytest.mark.any_store
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_look_changes_nothing(site: Site, name: str) -> None:
+    """However one looks at a session, its changes are still there, and it is read once."""
+    session = site.open(site.browser(a=1))
+    session["b"] = 2
+    LOOKS[name](session, site)
+    assert dict(session) == {"a": 1, "b": 2}
+    assert site.calls.count("load") == 1
 
 
 # -- save, revert ---------------------------------------------------------------------
@@ -704,8 +733,11 @@ def test_a_principal_is_a_name(site: Site, principal: Any) -> None:
 
 @pytest.mark.parametrize(
     ("lifetime", "seconds"),
-    [(90, 90), (90.9, 90), (dt.timedelta(minutes=2), 120)],
-    ids=["int", "float", "timedelta"],
+    [
+        *((1, 1), (90, 90), (90.9, 90), (dt.timedelta(minutes=2), 120)),
+        (MAX_LIFETIME, MAX_LIFETIME),
+    ],
+    ids=["shortest", "int", "float", "timedelta", "longest"],
 )
 def test_lifetime_in_seconds_or_as_a_timedelta(site: Site, lifetime: Any, seconds: int) -> None:
     """A session's own lifetime is what it was set to, and counts at once (lineage 71)."""

@@ -820,6 +820,16 @@ def test_plain_http_from_elsewhere(
     )
 
 
+def test_plain_http_over_a_local_socket(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a server that names no peer at all, as on a local socket, nobody is warned."""
+    environ = environment()
+    assert "REMOTE_ADDR" not in environ
+    SessionMiddleware(App(), SETTINGS, SESSION_COOKIE_SECURE=False)(
+        environ, Answer().start_response
+    )
+    assert _warnings(caplog) == []
+
+
 def test_secure_cookies_watch_nobody(caplog: pytest.LogCaptureFixture) -> None:
     """With Secure there is nothing to warn of."""
     middleware = SessionMiddleware(App(), SETTINGS)

@@ -407,6 +407,9 @@ def test_other_scopes_pass_through(make_site: MakeSite, server: Server, protocol
 # -- the event loop -------------------------------------------------------------------
 
 
+AGE = 14 * 24 * 3600
+
+
 class Slow:
     """A store whose *methods* wait until somebody lets them go on, and that notes who calls."""
 
@@ -760,18 +763,18 @@ def test_a_change_during_a_save(
 
 @pytest.mark.server_stores
 def test_a_change_in_a_thread_while_a_save_is_merged(make_site: MakeSite, server: Server) -> None:
-    """What a thread adds is not lost, even while the changes of two requests are merged."""
+    """What a thread adds or changes is not lost, even while those of two requests are merged."""
 
     def rule(base: int, mine: int, theirs: int) -> Any:
         if threading.get_ident() == main_thread:  # what came during the save is merged there
-            thread = threading.Thread(target=put(late=True), args=[scope["session"]])
+            thread = threading.Thread(target=put(late=True, known=2), args=[scope["session"]])
             thread.start()
             thread.join()
         return counter(base, mine, theirs)
 
     site = make_site(SESSION_MERGE_RULES={"n": rule})
     slow = Slow(site.store, "update")
-    browser = site.browser(n=0)
+    browser = site.browser(n=0, known=1)
     scope = make_scope(site.header(browser.cookie))
     main_thread = threading.get_ident()
 
@@ -791,7 +794,7 @@ def test_a_change_in_a_thread_while_a_save_is_merged(make_site: MakeSite, server
         site.manager.close(other)
 
     server.run(lambda: wrap(site, App(before), slow)(scope, receive, Answer().send))
-    assert stored(site, browser) == {"n": 3, "late": True}
+    assert stored(site, browser) == {"n": 3, "known": 2, "late": True}
 
 
 @pytest.mark.server_stores
@@ -1260,6 +1263,28 @@ def test_the_age_of_a_new_session_after_a_logout_during_a_save(
 
 
 @pytest.mark.server_stores
+def test_a_new_session_during_a_logout(make_site: MakeSite, server: Server) -> None:
+    """What a task keeps while the logout is saved begins another session."""
+    site = make_site()
+    slow = Slow(site.store, "delete")
+    browser = site.browser(user="ann")
+    old = browser.copy()
+
+    async def before(session: Session) -> None:
+        session.destroy()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, session)
+            while not slow.waiting.is_set():
+                await anyio.sleep(0)
+            session["b"] = 2
+            slow.go_on.set()
+
+    server.visit(wrap(site, App(before), slow), browser)
+    assert stored(site, browser) == {"b": 2}
+    assert stored(site, old) == {}
+
+
+@pytest.mark.server_stores
 def test_a_revert_during_a_save(make_site: MakeSite, server: Server) -> None:
     """A session that is reverted while it is saved under a new id keeps that id."""
     site = make_site()
@@ -1707,6 +1732,34 @@ def test_a_save_that_fails_keeps_what_was_asked_for(make_site: MakeSite, server:
     assert browser.cookie != old
     assert stored(site, browser) == {"a": 1}
     assert dict(site.manager.open(site.header(old))) == {}
+
+
+@pytest.mark.server_stores
+@pytest.mark.parametrize(
+    ("wish", "event", "spent"),
+    [
+        (lambda session: setattr(session, "modified", True), "SessionSaved", 60),
+        (lambda session: setattr(session, "lifetime", AGE), "SessionRefreshed", 0),
+    ],
+    ids=["modified", "lifetime"],
+)
+def test_a_save_that_fails_forgets_no_wish(
+    make_site: MakeSite, server: Server, wish: Step, event: str, spent: int
+) -> None:
+    """A save in any case, and a lifetime from now on, are the next save's if this one fails."""
+    site = make_site()
+    browser = site.browser(_lifetime=AGE)
+    site.clock.advance(60)
+
+    async def before(session: Session) -> None:
+        wish(session)
+        site.chaos.fail("update")
+        with pytest.raises(StoreUnavailable):
+            await session.save()
+
+    server.visit(wrap(site, App(before)), browser)
+    assert site.events.names[-1] == event
+    assert site.open(browser).expires == int(site.clock()) + AGE - spent
 
 
 def test_a_broken_store_is_no_503(make_site: MakeSite, server: Server) -> None:

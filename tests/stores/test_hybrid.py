@@ -68,6 +68,15 @@ def test_a_login_lives_on_the_server(store: HybridSessionStore) -> None:
     assert store.load(saved.token, NOW) is None
 
 
+def test_a_login_moves_to_the_server(store: HybridSessionStore) -> None:
+    """A small session in the cookie that becomes somebody's moves, for there it can be revoked."""
+    saved = store.create(SMALL, NOW)
+    owned = SMALL._replace(principal="ann", version=saved.version)
+    moved = store.update(saved.token, owned, NOW)
+    assert len(moved.token) == TOKEN_LENGTH
+    assert store.load(moved.token, NOW) == owned._replace(version=moved.version)
+
+
 def test_a_session_that_shrinks_stays(store: HybridSessionStore) -> None:
     """A session on the server stays there, so that its old states cannot be replayed."""
     saved = store.create(LARGE, NOW)
@@ -121,3 +130,9 @@ def test_closing_closes_the_server(store: HybridSessionStore) -> None:
     store.server.close = lambda: closed.append(True)  # type: ignore[attr-defined]  # stands in
     store.close()
     assert closed == [True]
+
+
+def test_closing_what_holds_nothing_open() -> None:
+    """A store whose part on the server has nothing to close can be closed as any other."""
+    cookie = SecureCookieSessionStore.from_options(OPTIONS)
+    HybridSessionStore(cookie, MemorySessionStore.from_options(OPTIONS)).close()

@@ -420,6 +420,7 @@ def test_a_sweep_reads_the_index(open_store: Open, path: Path) -> None:
     ("text", "problem"),
     [
         ("sqlite://", "is not of the form"),
+        ("sqlite:///", "is not of the form"),
         ("sqlite://host/file", "is not of the form"),
         ("redis:///file", "is not of the form"),
         ("sqlite:///:memory:", "names no file: .* MemorySessionStore"),
@@ -442,6 +443,19 @@ def test_a_url_names_the_file(tmp_path: Path) -> None:
     store.create(RECORD, NOW)
     store.close()
     assert (tmp_path / "a b.sqlite3").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "level"), [("", 2), ("?synchronous=full", 2), ("?synchronous=normal", 1)]
+)
+def test_a_commit_is_synced(tmp_path: Path, option: str, level: int) -> None:
+    """Every commit is synced to the disk, unless the URL trades that for speed."""
+    url = URL(f"sqlite:///{tmp_path}/s.sqlite3{option}", "S")
+    store = SQLiteSessionStore.from_options(StoreOptions(Keyring(SECRET), "id", url=url))
+    store.create(RECORD, NOW)
+    (connection,) = store._idle
+    assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
+    store.close()
 
 
 def test_the_default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

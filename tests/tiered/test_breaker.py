@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 
 from tieredsession.errors import CacheError, CacheTimeout
 from tieredsession.stores.breaker import Breaker
 from tieredsession.testing import FakeClock
+
+
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """Threads that take turns far more often than usual."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture
@@ -53,11 +67,24 @@ def test_a_server_that_came_back_begins_anew(breaker: Breaker, clock: FakeClock)
     assert pause <= 1.2
 
 
+def test_a_failure_after_a_recovery(breaker: Breaker, clock: FakeClock) -> None:
+    """The failures of an outage do not count any more when it is over."""
+    breaker.close()
+    assert breaker.failed(CacheError("refused")) is None
+
+
 def test_calls_that_were_under_way(breaker: Breaker, clock: FakeClock) -> None:
     """Calls that fail after the breaker opened neither open it again nor make its pause longer."""
     assert [breaker.failed(CacheTimeout("late")) for _ in range(5)] == [None] * 5
     clock.advance(1.2)
     assert breaker.may_probe()
+
+
+def test_a_late_answer_is_no_recovery(breaker: Breaker) -> None:
+    """An answer to a call from before the outage does not end it: what was missed comes first."""
+    breaker.succeeded()
+    assert not breaker.is_closed
+    assert not breaker.is_calm
 
 
 def test_processes_do_not_probe_in_step(clock: FakeClock) -> None:
@@ -66,10 +93,11 @@ def test_processes_do_not_probe_in_step(clock: FakeClock) -> None:
     assert len(pauses) > 1
 
 
-def test_a_quick_failure_is_forgotten(clock: FakeClock) -> None:
+@pytest.mark.parametrize("answers", [0, 3])
+def test_a_quick_failure_is_forgotten(clock: FakeClock, answers: int) -> None:
     """Two failures that cost no time open the breaker, unless an answer came in between."""
     breaker = Breaker(clock)
-    for _ in range(3):
+    for _ in range(answers):
         assert breaker.failed(CacheError("refused")) is None
         breaker.succeeded()
     assert breaker.failed(CacheError("refused")) is None
@@ -84,4 +112,41 @@ def test_what_is_missed_again_while_it_is_made_good(breaker: Breaker) -> None:
     breaker.made_good(key, serial)
     assert [key for key, _ in breaker.to_make_good()] == ["key"]
     breaker.close()
+    breaker.succeeded()
     assert not breaker.is_calm
+
+
+def test_what_is_made_good_is_forgotten(clock: FakeClock) -> None:
+    """A key is marked for as long as it is out of date, and then there is nothing to look at."""
+    breaker = Breaker(clock)
+    breaker.missed("key")
+    assert not breaker.is_calm
+    for key, serial in breaker.to_make_good():
+        breaker.made_good(key, serial)
+    breaker.succeeded()
+    assert breaker.to_make_good() == []
+    assert breaker.is_calm
+
+
+@pytest.mark.usefixtures("restless_threads")
+def test_threads_share_a_breaker() -> None:
+    """Of many threads one probes, and what all of them make good at once is made good."""
+    start = Barrier(8)
+
+    def come_back(breaker: Breaker) -> bool:
+        start.wait(30)
+        probes = breaker.may_probe()
+        for key, serial in breaker.to_make_good():
+            breaker.made_good(key, serial)
+        return probes
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(600):
+            clock = FakeClock()
+            breaker = Breaker(clock)
+            breaker.failed(CacheTimeout("late"))
+            clock.advance(2)
+            for number in range(50):
+                breaker.missed(f"key {number}")
+            assert sum(pool.map(come_back, [breaker] * 8)) == 1
+            assert breaker.to_make_good() == []

@@ -482,9 +482,8 @@ class PublishAlways(TieredSessionStore):
 
     def _publish(
         self, key: str, lock: bytes, handle: Handle | None, value: bytes, ttl: float
-    ) -> bool:
+    ) -> None:
         self.cache.set(key, value, ttl)
-        return True
 
 
 class NoCondition(MemorySessionStore):

@@ -280,6 +280,23 @@ def test_a_new_session_that_may_reach_the_cache_late(tiers: Tiers) -> None:
     assert [value[:1] for value in tiers.cached] == [b"L"]
 
 
+def test_a_logout_that_missed_the_cache_once(process: Process, tiers: Tiers) -> None:
+    """A logout of which one call got lost is made good with the next call, of any session."""
+    saved, another = process.store.create(RECORD, NOW), process.store.create(RECORD, NOW)
+    reader = tiers.process()
+
+    def forget_the_lock_and_read() -> None:
+        tiers.memory._empty()
+        assert reader.payload(saved.token) == b"one"
+
+    process.to_durable.before("delete", forget_the_lock_and_read)
+    process.to_cache.before("set", lambda: None)
+    process.to_cache.fail("set")
+    process.store.delete(saved.token, NOW, saved.version)
+    process.payload(another.token)
+    assert reader.payload(saved.token) is None
+
+
 def test_everything_missed_is_made_good_first(process: Process, tiers: Tiers) -> None:
     """Before a cache is trusted again, every entry that it could not be told of is marked."""
     saved = [process.store.create(RECORD, NOW) for _ in range(20)]
@@ -293,10 +310,12 @@ def test_everything_missed_is_made_good_first(process: Process, tiers: Tiers) ->
     assert [other.payload(one.token) for one in saved] == [b"two"] * 20
 
 
-def test_more_missed_than_can_be_remembered(tiers: Tiers) -> None:
+@pytest.mark.parametrize("ahead", [0, 50], ids=["in step", "a clock ahead"])
+def test_more_missed_than_can_be_remembered(tiers: Tiers, ahead: float) -> None:
     """After an outage with very many writes, all that is older than it is doubted."""
     process = tiers.process(CacheTimeout)
-    saved = [process.store.create(RECORD, NOW) for _ in range(MAX_REMEMBERED + 5)]
+    published = NOW + 60 + ahead if ahead else NOW  # by another process
+    saved = [process.store.create(RECORD, published) for _ in range(MAX_REMEMBERED + 5)]
     process.to_cache.down()
     for one in saved:
         process.store.update(one.token, Record(b"two", NOW + 86_400, NOW, None, 1), NOW)
@@ -380,6 +399,16 @@ def test_a_refusal_is_tried_once_more(process: Process) -> None:
     assert process.calls() == (1, 0)
 
 
+def test_failures_with_an_answer_between(process: Process, tiers: Tiers) -> None:
+    """A cache that fails now and then, and answers in between, stays in use."""
+    saved = process.store.create(RECORD, NOW)
+    for _ in range(3):
+        process.to_cache.fail("get_or_add")
+        assert process.payload(saved.token) == b"one"
+        assert process.payload(saved.token) == b"one"
+    assert events.BreakerOpened not in map(type, tiers.events)
+
+
 def test_breaker_events(tiers: Tiers) -> None:
     """The operator is told when a cache is left alone, and when it is in use again."""
     process = tiers.process(CacheTimeout)
@@ -438,7 +467,7 @@ def test_a_probe_that_fails_keeps_what_was_missed(tiers: Tiers) -> None:
 
 
 def test_a_strict_logout_fails_while_the_cache_cannot_be_told(tiers: Tiers) -> None:
-    """With strict_delete, a logout is not acknowledged while others might see the session."""
+    """With strict_delete, a logout is acknowledged if no other can see the session any more."""
     to_cache = Chaos(CacheError)
     store = TieredSessionStore(
         to_cache.wrap(tiers.memory),
@@ -448,6 +477,8 @@ def test_a_strict_logout_fails_while_the_cache_cannot_be_told(tiers: Tiers) -> N
         strict_delete=True,
         clock=tiers.clock,
     )
+    told = store.create(RECORD, NOW)
+    store.delete(told.token, NOW, told.version)
     saved = store.create(RECORD, NOW)
     to_cache.down()
     with pytest.raises(StoreUnavailable, match="cache could not be told"):
@@ -494,6 +525,20 @@ def test_a_logout_that_fails_says_so(process: Process, fault: str) -> None:
     assert (process.payload(saved.token) is None) == (fault == "lose_reply")
 
 
+def test_cache_events_name_the_session(process: Process, tiers: Tiers) -> None:
+    """Whatever is told of the cache names the session whose entry it is."""
+    saved = process.store.create(RECORD, NOW)
+    process.payload(saved.token)
+    tiers.memory._empty()
+    process.payload(saved.token)
+    label = process.store.label(saved.token)
+    assert tiers.events == [
+        events.CacheHit(session=label),
+        events.CacheMiss(session=label),
+        events.CacheFilled(session=label),
+    ]
+
+
 # -- many at once ---------------------------------------------------------------------
 
 
@@ -510,9 +555,28 @@ class Gate(MemoryCache):
         return found
 
 
-def test_many_misses_make_one_lookup() -> None:
+class GateOfTwoCalls(Gate):
+    """Does not tell the handle of what it has added, as memcached's text commands."""
+
+    def get_or_add(self, key: str, value: bytes, ttl: float) -> Found:
+        found = super().get_or_add(key, value, ttl)
+        return found._replace(handle=None) if found.won else found
+
+
+class GateOfTheServer(Gate):
+    """Makes the entry of a lease by itself, and empty, as memcached's meta commands."""
+
+    def get_or_add(self, key: str, value: bytes, ttl: float) -> Found:
+        return super().get_or_add(key, b"", ttl)
+
+
+GATES = pytest.mark.parametrize("gate_of", [Gate, GateOfTwoCalls, GateOfTheServer])
+
+
+@GATES
+def test_many_misses_make_one_lookup(gate_of: type[Gate]) -> None:
     """Threads that miss one session at once share one lookup, and its answer."""
-    gate, chaos = Gate(), Chaos()
+    gate, chaos = gate_of(), Chaos()
     durable = MemorySessionStore.from_options(OPTIONS)
     token = durable.create(RECORD, NOW).token
     store = TieredSessionStore(gate, chaos.wrap(durable), OPTIONS.ids, OPTIONS.record_envelope)
@@ -527,6 +591,43 @@ def test_many_misses_make_one_lookup() -> None:
         records = list(pool.map(lambda _: store.load(token, NOW), range(threads)))
     assert records == [RECORD._replace(version=1)] * threads
     assert chaos.calls.count("load") == 1
+
+
+class Overtaken(MemorySessionStore):
+    """Has something happen between the first look at a record and its answer."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def load(self, token: str, now: float) -> Record | None:
+        record = super().load(token, now)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return record
+
+
+@GATES
+def test_a_lookup_is_not_shared_with_who_comes_after_a_write(gate_of: type[Gate]) -> None:
+    """A request that begins after a save sees it, though an older lookup is under way."""
+    cache, chaos = gate_of(), Chaos(CacheError)
+    durable = Overtaken(OPTIONS.ids)
+    saved = durable.create(RECORD, NOW)
+    store, elsewhere = (
+        TieredSessionStore(tier, durable, OPTIONS.ids, OPTIONS.record_envelope)
+        for tier in (cache, chaos.wrap(cache))
+    )
+    new = RECORD._replace(payload=b"two", version=saved.version)
+
+    def save_and_look() -> None:
+        chaos.fail("replace", 2)  # so that the LOCK stays where it is
+        elsewhere.update(saved.token, new, NOW)
+        after = pool.submit(store.load, saved.token, NOW).result(20)
+        assert after == new._replace(version=2)
+
+    durable.meanwhile = save_and_look
+    with ThreadPoolExecutor(1) as pool:
+        assert store.load(saved.token, NOW) == RECORD._replace(version=saved.version)
+    assert store.load(saved.token, NOW) == new._replace(version=2)
 
 
 def test_many_misses_of_a_store_that_fails() -> None:
@@ -550,6 +651,15 @@ def test_many_misses_of_a_store_that_fails() -> None:
     chaos.before("load", wait_and_fail)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(load, range(4))) == ["unavailable"] * 4
+
+
+def test_a_shared_answer_is_not_kept(process: Process, tiers: Tiers) -> None:
+    """What a lookup has answered is for those who waited for it, and not for a later request."""
+    saved = process.store.create(RECORD._replace(expires=NOW + 5), NOW)
+    tiers.memory._empty()
+    process.to_cache.fail("replace")  # so that the lease stays where it is
+    assert process.payload(saved.token) == b"one"
+    assert process.payload(saved.token, NOW + 5) is None
 
 
 def test_an_observer_that_reads_the_session() -> None:
@@ -680,6 +790,32 @@ def test_a_deletion_without_a_version_meets_a_writer(process: Process, tiers: Ti
     process.to_durable.before("delete", save)
     process.store.delete(saved.token, NOW)
     assert process.payload(saved.token) is None
+    assert other.payload(saved.token) is None
+
+
+def test_a_deletion_without_a_version_meets_another(process: Process, tiers: Tiers) -> None:
+    """A session that others end while it is deleted is deleted, and that is no error."""
+    saved = process.store.create(RECORD, NOW)
+    other = tiers.process()
+    process.to_durable.before("delete", lambda: other.store.delete(saved.token, NOW))
+    process.store.delete(saved.token, NOW)
+    assert process.payload(saved.token) is None
+
+
+@GATES
+def test_a_write_that_a_logout_has_overtaken(tiers: Tiers, gate_of: type[Gate]) -> None:
+    """A late writer whose LOCK was forgotten shows nothing over the lease of a reader."""
+    tiers.memory = gate_of()
+    process, other = tiers.process(), tiers.process()
+    saved = process.store.create(RECORD, NOW)
+
+    def log_out_and_look() -> None:
+        other.store.delete(saved.token, NOW)
+        tiers.memory._empty()
+        assert other.payload(saved.token) is None
+
+    process.to_cache.before("replace", log_out_and_look)
+    process.store.update(saved.token, RECORD._replace(version=saved.version), NOW)
     assert other.payload(saved.token) is None
 
 
