@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -202,13 +203,14 @@ def test_a_hybrid_store(kind: str, tmp_path: Path) -> None:
         SESSION_STORE="tieredsession.stores.HybridSessionStore",
         SESSION_STORE_URL=f"sqlite:///{tmp_path}/sessions.sqlite3",
     )
-    client, thief = app.test_client(), app.test_client()
-    client.get("/")
-    client.post("/login")
-    thief.set_cookie(COOKIE, token(client))
-    assert thief.get("/members").text == "members"
-    client.get("/logout")
-    assert thief.get("/").text == "None 1"
+    with closing(app.extensions["tieredsession"].store):
+        client, thief = app.test_client(), app.test_client()
+        client.get("/")
+        client.post("/login")
+        thief.set_cookie(COOKIE, token(client))
+        assert thief.get("/members").text == "members"
+        client.get("/logout")
+        assert thief.get("/").text == "None 1"
 
 
 def test_a_visitor_who_is_remembered(client: FlaskClient) -> None:
