@@ -32,7 +32,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tieredsession.contracts import Observer, Owned, Record, Saved
+from tieredsession.contracts import LONGEST_SAVE, Observer, Owned, Record, Saved
 from tieredsession.envelope import Envelope, Refused
 from tieredsession.errors import (
     ConfigurationError,
@@ -58,9 +58,6 @@ KIND = "SessionEntity"
 
 MAX_SEALED = 1_048_572 - 2_048
 """Bytes of a sealed record: what Datastore takes as one entity, less our key and properties."""
-
-LONGEST_DEADLINE = 20.0
-"""Seconds. A save must have come to its end before the LOCK in a cache in front of it does."""
 
 _WRITE_ID = 8  # bytes
 
@@ -106,7 +103,7 @@ class DatastoreSessionStore:
         envelope: seals the records.
         observer: is told why a token was refused.
         deadline: seconds that one call of the store may take, retries and look-ups included;
-            behind a cache, no more than ``LONGEST_DEADLINE``.
+            behind a cache, no more than ``LONGEST_SAVE``.
         kind: of the entities.
         owners: names principals in the index, or ``None`` to keep none.
         clock: seconds, monotonic; measures the deadline.
@@ -179,10 +176,8 @@ class DatastoreSessionStore:
             kind = url.option("kind", KIND, _parse_kind)
             deadline = url.seconds("deadline", deadline)
             url.finish()
-            if deadline > LONGEST_DEADLINE:
-                raise url.error(
-                    f"has a deadline of {deadline:g} s; {LONGEST_DEADLINE:g} is the most"
-                )
+            if deadline > LONGEST_SAVE:
+                raise url.error(f"has a deadline of {deadline:g} s; {LONGEST_SAVE:g} is the most")
 
         store = cls(
             partial(ndb.Client, project=project, namespace=namespace, database=database),

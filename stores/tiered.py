@@ -41,6 +41,8 @@ from weakref import WeakSet
 
 from tieredsession import events
 from tieredsession.contracts import (
+    CLOCK_SKEW,
+    LONGEST_SAVE,
     ByPrincipal,
     Cache,
     Found,
@@ -66,12 +68,11 @@ A value says when it was put there. One that has outlived this, or that somebody
 refused after five minutes more, by which two clocks may differ.
 """
 
-_LOCK_TTL = 30.0  # longer than any commit may take: see LONGEST_DEADLINE in datastore.py
+_LOCK_TTL = LONGEST_SAVE + 10.0
 _LEASE_TTL = 10.0  # longer than any lookup may take
 _VERSION = 8
 _TIME = 4
 _HEAD = 1 + _VERSION + _TIME
-_SKEW = 300.0  # seconds that two clocks of a site may differ by
 _PUBLISH_TRIES = 3
 _DELETE_TRIES = 8
 
@@ -257,7 +258,7 @@ class TieredSessionStore:
         head = value[1:_HEAD]
         published = int.from_bytes(head[_VERSION:], "big")
         try:
-            if published < now - self._value_ttl - _SKEW:
+            if published < now - self._value_ttl - CLOCK_SKEW:
                 raise Refused("expired")  # the cache kept it for too long, or it was put back
             if self._doubted and published <= self._doubted.get(self.cache.server(key), 0):
                 raise Refused("distrusted")
@@ -407,7 +408,7 @@ class TieredSessionStore:
         self.cache.get(key)
         marked = self._make_good(breaker)
         if breaker.take_overflow():
-            self._doubted[server] = now + _SKEW
+            self._doubted[server] = now + CLOCK_SKEW
         breaker.close()
         tell_operator(self._observer, events.BreakerClosed(server, marked))
 

@@ -12,6 +12,13 @@ from typing import Any, NamedTuple, Protocol
 
 from tieredsession.events import Event
 
+CLOCK_SKEW = 300
+"""Seconds by which the clocks of two servers of a site may differ."""
+
+LONGEST_SAVE = 20.0
+"""Seconds that one save of a durable store may take. The LOCK in a cache in front of it lasts
+longer: a save that came after its LOCK could leave the old value to be read."""
+
 
 class Record(NamedTuple):
     """One session as a store keeps it. The store does not look into the payload.

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote_plus
 from uuid import UUID
 
+from tieredsession.contracts import CLOCK_SKEW
 from tieredsession.errors import MissingDependencyError
 
 MAX_JSON = 1 << 18
 """Bytes that a compressed cookie may grow to: more than sixty times what a browser keeps."""
 
-CLOCK_SKEW = 300  # seconds by which the clock of the server that signed may be ahead
 _DAY = 24 * 3600
 _BASE62 = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _EPOCH_2011 = 1293840000  # itsdangerous counted from here before its version 1.0

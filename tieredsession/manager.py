@@ -13,7 +13,7 @@ from random import uniform
 from typing import TYPE_CHECKING, Protocol
 
 from tieredsession import events
-from tieredsession.contracts import Codec, Observer, Record, Saved, SessionStore
+from tieredsession.contracts import CLOCK_SKEW, Codec, Observer, Record, Saved, SessionStore
 from tieredsession.cookies import MAX_LINE, CookieWriter, Reply, find
 from tieredsession.errors import (
     Conflict,
@@ -34,9 +34,6 @@ from tieredsession.state import FLASH, PERSISTENT, Fork, Imported, MovingIn, Sta
 
 if TYPE_CHECKING:
     from tieredsession.importing import Importer
-
-CLOCK_SKEW = 300
-"""Seconds by which the clocks of two servers of a site may differ."""
 
 _TRIES = 32  # so many requests can save one session at once: for each loss another succeeds
 _AT_ONCE = 3  # tries before a random pause, up to ...
