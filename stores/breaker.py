@@ -104,7 +104,8 @@ class Breaker:
 
     def to_make_good(self) -> list[tuple[str, int]]:
         """The keys to mark, each with a serial number for :meth:`made_good`."""
-        return list(self._missed.items()) if self._missed else []
+        with self._lock:  # other threads make some of them good meanwhile
+            return list(self._missed.items())
 
     def made_good(self, key: str, serial: int) -> None:
         """*key* was marked; unless it was missed once more, that is done."""
